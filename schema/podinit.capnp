@@ -1,0 +1,229 @@
+@0xd3a1c0f0b7e4955e;
+# The `Pod` interface: everything that podinit does beyond `Conmon`. The
+# bootstrap capability of a pod's socket implements it, so a client of either
+# interface is served on the same socket.
+#
+# Errors. A refusal is an exception whose text is "<code>: <sentence>[: <cause>]*".
+# A program switches on the code, a person reads the sentence. Codes:
+#   invalid-argument     the request itself is wrong; do not repeat it
+#   not-found            no such container, namespace or file
+#   already-exists       the id is taken
+#   wrong-state          the container is not in a state that allows this
+#   runtime-failed       the OCI runtime said no; its stderr is the cause
+#   timeout              a deadline passed; what was begun has been undone
+#   resource-exhausted   a limit of podinit or the kernel was reached; retry later
+#   not-supported        this version has no such method (exception type `unimplemented`)
+#   shutting-down        the pod is being stopped
+#   internal             a defect of podinit; please report it
+
+using Conmon = import "conmon.capnp".Conmon;
+
+enum ContainerPhase {
+  creating @0;
+  created @1;
+  running @2;
+  stopping @3;
+  # A stop was asked for and the process is still there.
+  exited @4;
+  # The process is gone and its exit has been recorded.
+}
+
+struct ExitStatus {
+  # How a process ended. Unknown is a value, never a made-up zero.
+  union {
+    unknown @0 :Text;
+    # Why it is not known.
+    code @1 :UInt8;
+    signal @2 :UInt8;
+  }
+  oomKilled @3 :Bool;
+  # The container's own cgroup counted an OOM kill since it was created.
+  exitedAtNs @4 :UInt64;
+  # Unix time in nanoseconds.
+  logComplete @5 :Bool;
+  # Both streams were read to their end and written before this was recorded.
+}
+
+struct ContainerStatus {
+  id @0 :Text;
+  phase @1 :ContainerPhase;
+  pid @2 :UInt32;
+  # 0 once the process is gone.
+  bundle @3 :Text;
+  createdAtNs @4 :UInt64;
+  startedAtNs @5 :UInt64;
+  # 0 = not started, or started by the engine through the OCI runtime itself.
+  exit @6 :ExitStatus;
+  # Only in phase `exited`.
+  terminal @7 :Bool;
+  logPath @8 :Text;
+  # Path of the first file log driver; empty if there is none.
+  restarts @9 :UInt32;
+  # How many times the monitor was restarted while the container lived.
+}
+
+struct Event {
+  sequence @0 :UInt64;
+  # Counts from 1 and never has a gap, so a reader knows what it missed.
+  timeNs @1 :UInt64;
+  container @2 :Text;
+  # Empty for an event of the pod itself.
+  union {
+    created @3 :UInt32;
+    # pid
+    started @4 :Void;
+    exited @5 :ExitStatus;
+    deleted @6 :Void;
+    oomKilled @7 :Void;
+    # Told before `exited`.
+    execFailed @8 :Text;
+    monitorRestarted @9 :UInt32;
+    # How many times so far.
+    stopping @10 :Void;
+    podStopping @11 :Void;
+    lost @12 :UInt64;
+    # So many events before this one are no longer kept.
+  }
+}
+
+interface EventListener {
+  event @0 (event :Event) -> ();
+  # The next event is sent when this one has been answered: a slow listener
+  # delays only itself.
+}
+
+interface Subscription {
+  # Events stop when this capability is dropped.
+}
+
+struct StopResult {
+  exit @0 :ExitStatus;
+  killed @1 :Bool;
+  # The grace time passed and SIGKILL was needed.
+}
+
+interface Pod extends(Conmon) {
+  listContainers @0 () -> (containers :List(ContainerStatus));
+
+  containerState @1 (id :Text) -> (status :ContainerStatus);
+
+  startContainer @2 (id :Text) -> ();
+  # `start` of the OCI runtime.
+
+  stopContainer @3 (id :Text, signal :UInt8, graceMs :UInt32) -> (result :StopResult);
+  # Send `signal` (0 = SIGTERM), wait up to `graceMs` for the exit, then SIGKILL.
+  # Of a container that has exited: its recorded status, at once.
+
+  deleteContainer @4 (id :Text, force :Bool) -> ();
+  # `delete` of the OCI runtime, then forget the container. `force` kills first.
+
+  waitContainer @5 (id :Text) -> (exit :ExitStatus);
+  # Answers when the exit has been recorded: files written, log complete.
+
+  events @6 (since :UInt64, listener :EventListener) -> (subscription :Subscription);
+  # Every kept event with a sequence number above `since`, then live ones.
+
+  shutdown @7 (graceMs :UInt32) -> ();
+  # Stop all containers (SIGTERM, grace time, SIGKILL), delete them, unpin the
+  # namespaces, remove the pod's files, end. Answers just before the end.
+
+  createSandbox @8 (request :SandboxRequest) -> (sandbox :Sandbox);
+  # Make, share or take the pod's namespaces. The same request again answers the
+  # same; a different one is `already-exists`.
+
+  namespaces @9 () -> (sandboxes :List(Sandbox));
+
+  exec @10 (request :ExecRequest) -> (result :ExecResult);
+  # As execSyncContainer, and says what that one cannot: whether output was cut,
+  # why the command could not start, how it ended.
+}
+
+enum NamespaceKind {
+  net @0;
+  ipc @1;
+  uts @2;
+  user @3;
+  pid @4;
+  cgroup @5;
+  mnt @6;
+  time @7;
+}
+
+struct NamespaceRequest {
+  kind @0 :NamespaceKind;
+  union {
+    create @1 :Void;
+    host @2 :Void;
+    path @3 :Text;
+    # Take the namespace pinned at this path.
+  }
+}
+
+struct KeyValue {
+  key @0 :Text;
+  value @1 :Text;
+}
+
+struct IdMapping {
+  inside @0 :UInt32;
+  outside @1 :UInt32;
+  size @2 :UInt32;
+}
+
+struct SandboxRequest {
+  podId @0 :Text;
+  namespaces @1 :List(NamespaceRequest);
+  hostname @2 :Text;
+  # Needs a created uts namespace. Empty = leave as it is.
+  domainname @3 :Text;
+  sysctls @4 :List(KeyValue);
+  # Only those namespaced by the kinds that are created.
+  uidMappings @5 :List(IdMapping);
+  gidMappings @6 :List(IdMapping);
+  basePath @7 :Text;
+  # Pins are <basePath>/<kind>ns/<podId>. Empty = the pod's run directory.
+  unpinned @8 :Bool;
+  # Keep the namespaces by descriptor only: no mount, no path.
+}
+
+struct PinnedNamespace {
+  kind @0 :NamespaceKind;
+  path @1 :Text;
+  inode @2 :UInt64;
+  ownerInode @3 :UInt64;
+  # The user namespace that owns it.
+  created @4 :Bool;
+  # false: shared with the host, or taken from a path.
+}
+
+struct Sandbox {
+  podId @0 :Text;
+  namespaces @1 :List(PinnedNamespace);
+  initPid @2 :UInt32;
+  # PID 1 of the pod's pid namespace, as the host sees it; 0 if there is none.
+  createdAtNs @3 :UInt64;
+}
+
+struct ExecRequest {
+  id @0 :Text;
+  command @1 :List(Text);
+  timeoutMs @2 :UInt64;
+  # 0 = no time-out.
+  terminal @3 :Bool;
+  env @4 :List(KeyValue);
+  # Added to the environment of the command.
+}
+
+struct ExecResult {
+  union {
+    exit @0 :ExitStatus;
+    notStarted @1 :Text;
+    # What the OCI runtime said.
+    timedOut @2 :Void;
+  }
+  stdout @3 :Data;
+  stderr @4 :Data;
+  stdoutDropped @5 :UInt64;
+  stderrDropped @6 :UInt64;
+  # Bytes beyond the 16 MiB that are kept of each stream.
+}

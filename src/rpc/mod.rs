@@ -1,0 +1,4 @@
+//! Cap'n Proto server and client: translation only.
+#![forbid(unsafe_code)]
+
+pub mod schema;

@@ -1,0 +1,8 @@
+//! Thin safe wrappers over system calls that rustix and nix do not have, or
+//! offer only as `unsafe`. All of podinit's `unsafe` is below this module, each
+//! block with the invariant that makes it sound.
+#![allow(unsafe_code)]
+
+pub mod fd;
+pub mod socket;
+pub mod spawn;
