@@ -1,0 +1,49 @@
+//! What a monitor is told at its start.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How much the monitor says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// Only what needs an operator.
+    Error,
+    /// Also what may explain a later error.
+    Warn,
+    /// Also every change of a container's or the pod's state.
+    Info,
+    /// Also requests and OCI runtime calls.
+    Debug,
+    /// The same as `Debug`, for engines that ask for it.
+    Trace,
+}
+
+/// Where the monitor's own log goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogSink {
+    /// Nowhere.
+    None,
+    /// Standard output, which then stays open after start-up.
+    Stdout,
+    /// The journal, if there is one.
+    Systemd,
+}
+
+/// The monitor's configuration; the same for every monitor that the keeper starts.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// OCI runtime: an existing executable file.
+    pub runtime: PathBuf,
+    /// The pod's run directory, mode 0700, exists.
+    pub run_dir: PathBuf,
+    /// Passed to the OCI runtime as `--root=`.
+    pub runtime_root: Option<PathBuf>,
+    /// Bound on the OCI runtime's `create`.
+    pub create_timeout: Duration,
+    /// How much is logged.
+    pub log_level: LogLevel,
+    /// Where it is logged.
+    pub log_sink: LogSink,
+}
