@@ -4,5 +4,6 @@
 #![allow(unsafe_code)]
 
 pub mod fd;
+pub mod process;
 pub mod socket;
 pub mod spawn;
