@@ -34,5 +34,36 @@ pub const EVENTS_KEPT_MAX: usize = 1024;
 /// File descriptors that the keeper holds for the monitor.
 pub const KEPT_FDS_MAX: usize = 1024;
 
+/// Longest name of a kept descriptor, in bytes: an id and what the descriptor is for.
+pub const KEPT_NAME_BYTES_MAX: usize = 192;
+const _: () = assert!(KEPT_NAME_BYTES_MAX >= ID_BYTES_MAX + 64);
+
 /// Exit statuses that the keeper remembers until a monitor has seen them.
 pub const KEPT_EXITS_MAX: usize = 1024;
+
+/// How long a monitor may take from its start until it serves. It has the state
+/// files of a pod's containers to read; beyond this it hangs, and is replaced.
+pub const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a monitor may take to end the pod in order before it is killed with
+/// all that is below it. Engines wait 10 s for the pod's server to be gone.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Longest pause before a monitor that keeps dying is started again: a crash
+/// loop shall cost the node nothing, and the pod's logs shall not stand still
+/// for longer than a person looks at them.
+pub const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Pause before the second restart in a row (the first has none); doubled each time.
+pub const RESTART_PAUSE_FIRST: Duration = Duration::from_millis(100);
+
+/// A monitor that has served for this long did not die of how it was started:
+/// the next restart is the first in a row again.
+pub const RESTART_CALM: Duration = Duration::from_secs(10);
+
+/// Restarts in a row after which a keeper that holds nothing gives up.
+pub const RESTARTS_IN_A_ROW_MAX: u32 = 10;
+
+/// How often processes that are being killed are looked for again: one that
+/// was made with `CLONE_PARENT` becomes the keeper's child without a signal.
+pub const KILL_AGAIN: Duration = Duration::from_millis(100);

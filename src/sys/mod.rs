@@ -3,7 +3,10 @@
 //! block with the invariant that makes it sound.
 #![allow(unsafe_code)]
 
+pub mod descendants;
 pub mod fd;
+pub mod fork;
+pub mod oom;
 pub mod process;
 pub mod socket;
 pub mod spawn;

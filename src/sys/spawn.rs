@@ -55,7 +55,7 @@ fn close_from(keep: impl Iterator<Item = RawFd>) -> io::Result<()> {
 }
 
 /// An ignored or blocked signal is inherited over exec; programs expect neither.
-fn default_signals() -> io::Result<()> {
+pub(super) fn default_signals() -> io::Result<()> {
     // SAFETY: an all-zero sigset_t is a valid argument for sigemptyset to fill.
     let mut empty: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `empty` lives on this stack frame.
