@@ -67,3 +67,17 @@ pub const RESTARTS_IN_A_ROW_MAX: u32 = 10;
 /// How often processes that are being killed are looked for again: one that
 /// was made with `CLONE_PARENT` becomes the keeper's child without a signal.
 pub const KILL_AGAIN: Duration = Duration::from_millis(100);
+/// Id mappings of each of users and groups: what the kernel takes (user_namespaces(7)).
+pub const ID_MAPPINGS_MAX: usize = 340;
+
+/// Sysctls of a pod. Engines set a dozen; more is a mistake.
+pub const SYSCTLS_MAX: usize = 256;
+
+/// Bytes of a sysctl's value: the kernel takes one write of at most a page.
+pub const SYSCTL_VALUE_BYTES_MAX: usize = 4095;
+
+/// Bytes of a host name or domain name: what the kernel keeps (uname(2)).
+pub const HOSTNAME_BYTES_MAX: usize = 64;
+
+/// Mounts stacked on one pin that a removal takes away before it gives up.
+pub const PIN_STACK_MAX: usize = 64;

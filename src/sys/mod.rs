@@ -8,5 +8,8 @@ pub mod fd;
 pub mod fork;
 pub mod oom;
 pub mod process;
+pub mod mount;
+pub mod namespace;
+pub mod nsfs;
 pub mod socket;
 pub mod spawn;

@@ -1,0 +1,156 @@
+//! Making, pinning and removing a pod's namespaces. These tests need root; they
+//! use the library as the RPC server does, and look at the result through `/proc`
+//! and with real programs.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use podinit::ns::{self, IdMapping, Kind, Placement, Request, Source};
+
+const EASY: [Kind; 3] = [Kind::Net, Kind::Ipc, Kind::Uts];
+
+/// A base directory that must be empty of pins at the end of a test.
+struct Base {
+    directory: tempfile::TempDir,
+}
+
+impl Base {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn request(&self, name: &str, kinds: &[Kind]) -> Request {
+        Request {
+            name: name.to_owned(),
+            namespaces: kinds.iter().map(|kind| (*kind, Source::Create)).collect(),
+            hostname: None,
+            domainname: None,
+            sysctls: Vec::new(),
+            uid_mappings: Vec::new(),
+            gid_mappings: Vec::new(),
+            base: self.path().to_owned(),
+            placement: Placement::Pinned,
+        }
+    }
+
+    fn pin(&self, kind: Kind, name: &str) -> PathBuf {
+        self.path().join(kind.directory()).join(name)
+    }
+
+    /// Nothing is mounted below, and there is no file.
+    fn assert_clean(&self) {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let ours = mounts.lines().filter(|line| line.contains(self.path().to_str().unwrap()));
+        assert_eq!(ours.collect::<Vec<_>>(), Vec::<&str>::new());
+        for entry in fs::read_dir(self.path()).unwrap() {
+            let directory = entry.unwrap().path();
+            assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "{directory:?} is not empty");
+        }
+    }
+}
+
+fn not_root_mapping() -> Vec<IdMapping> {
+    vec![IdMapping { inside: 0, outside: 100_000, size: 65_536 }]
+}
+
+fn inode(path: impl AsRef<Path>) -> u64 {
+    fs::metadata(path).unwrap().ino()
+}
+
+#[test]
+fn pins_are_the_namespaces_made_and_removal_leaves_nothing() {
+    let base = Base::new();
+    let kinds = [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Time, Kind::Mnt];
+    let before: Vec<u64> = kinds.iter().map(|k| inode(format!("/proc/self/ns/{k}"))).collect();
+    let set = ns::create(&base.request("pod", &kinds)).unwrap();
+    for (made, own) in set.namespaces.iter().zip(&before) {
+        let path = made.path.clone().unwrap();
+        assert_eq!(path, base.pin(made.kind, "pod"));
+        assert_eq!(inode(&path), made.inode, "{}", made.kind);
+        assert_ne!(made.inode, *own, "{}", made.kind);
+        assert_eq!(made.owner_inode, inode("/proc/self/ns/user"), "{}", made.kind);
+        assert!(made.created);
+        assert_eq!(inode(format!("/proc/self/ns/{}", made.kind)), *own, "the caller stays where it was");
+    }
+    ns::remove(base.path(), "pod").unwrap();
+    base.assert_clean();
+    ns::remove(base.path(), "pod").expect("removal can be repeated");
+}
+
+#[test]
+fn user_namespace_owns_the_others_with_a_mapping_without_root() {
+    let base = Base::new();
+    let kinds = [Kind::User, Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Mnt, Kind::Time];
+    let mut request = base.request("pod", &kinds);
+    request.uid_mappings = not_root_mapping();
+    request.gid_mappings = not_root_mapping();
+    request.hostname = Some("inside".to_owned());
+    request.sysctls = vec![
+        ("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned()),
+        ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
+        ("fs.mqueue.msg_max".to_owned(), "11".to_owned()),
+        ("user.max_mnt_namespaces".to_owned(), "7".to_owned()),
+    ];
+    let set = ns::create(&request).unwrap();
+    let user = set.namespaces.iter().find(|made| made.kind == Kind::User).unwrap();
+    for made in set.namespaces.iter().filter(|made| made.kind != Kind::User) {
+        assert_eq!(made.owner_inode, user.inode, "{}", made.kind);
+        assert_eq!(inode(base.pin(made.kind, "pod")), made.inode);
+    }
+    ns::remove(base.path(), "pod").unwrap();
+    base.assert_clean();
+}
+
+#[test]
+fn descriptor_only_has_no_mount_and_no_path() {
+    let base = Base::new();
+    let mut request = base.request("pod", &EASY);
+    request.placement = Placement::DescriptorOnly;
+    let set = ns::create(&request).unwrap();
+    assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
+    for made in &set.namespaces {
+        assert_eq!(made.path, None);
+        assert!(made.inode > 0);
+    }
+}
+
+#[test]
+fn what_is_in_the_way_is_refused_and_left_alone() {
+    let base = Base::new();
+    let directory = base.path().join("utsns");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("file"), "precious").unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", directory.join("link")).unwrap();
+    fs::create_dir(directory.join("directory")).unwrap();
+    for name in ["file", "link", "directory"] {
+        let error = ns::create(&base.request(name, &EASY)).unwrap_err();
+        assert!(error.to_string().contains("utsns"), "{error}");
+        assert!(ns::remove(base.path(), name).is_err(), "{name}");
+        assert!(!base.path().join("netns").exists(), "undone, with the directory");
+    }
+    assert_eq!(fs::read_to_string(directory.join("file")).unwrap(), "precious");
+    fs::remove_dir_all(&directory).unwrap();
+
+    // A link planted in place of a directory leads nowhere.
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), &directory).unwrap();
+    ns::create(&base.request("pod", &EASY)).unwrap_err();
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    fs::remove_file(&directory).unwrap();
+
+    // An empty file is what engines make for us.
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("pod"), "").unwrap();
+    fs::set_permissions(directory.join("pod"), fs::Permissions::from_mode(0o600)).unwrap();
+    ns::create(&base.request("pod", &EASY)).unwrap();
+    let error = ns::create(&base.request("pod", &EASY)).unwrap_err();
+    assert_eq!(error.class(), ns::Class::Exists, "{error}");
+    assert!(!fs::metadata(directory.join("pod")).unwrap().file_type().is_block_device());
+    ns::remove(base.path(), "pod").unwrap();
+    base.assert_clean();
+}
