@@ -81,3 +81,10 @@ pub const HOSTNAME_BYTES_MAX: usize = 64;
 
 /// Mounts stacked on one pin that a removal takes away before it gives up.
 pub const PIN_STACK_MAX: usize = 64;
+/// Words (8 bytes) that a client reads of one answer: both streams of an exec
+/// and 1 MiB of everything else.
+pub const ANSWER_WORDS_MAX: usize = (2 * EXEC_OUTPUT_BYTES_MAX + (1 << 20)) / 8;
+
+/// Pointers that a client follows into one answer. The deepest path of the
+/// schema, with the RPC protocol's own envelope, is below 16.
+pub const ANSWER_NESTING_MAX: i32 = 32;

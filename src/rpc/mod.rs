@@ -1,4 +1,5 @@
 //! Cap'n Proto server and client: translation only.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod schema;

@@ -1,0 +1,536 @@
+//! Requests and answers in plain Rust: what `schema/conmon.capnp` and
+//! `schema/podinit.capnp` carry, without a Cap'n Proto type in sight. The
+//! schemas say what each field means.
+
+use std::path::PathBuf;
+
+/// Who answers, and what it was built from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// The pod's stable pid: the keeper.
+    pub process_id: u32,
+    /// Semantic version without a leading "v".
+    pub version: String,
+    /// Source tag, or empty.
+    pub tag: String,
+    /// Source commit, or empty.
+    pub commit: String,
+    /// When it was built, or empty.
+    pub build_date: String,
+    /// Target triple.
+    pub target: String,
+    /// Compiler.
+    pub rust_version: String,
+    /// Build tool.
+    pub cargo_version: String,
+    /// Dependencies; only if asked for.
+    pub cargo_tree: String,
+}
+
+/// Who manages cgroups, as the OCI runtime shall be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupManager {
+    /// `--systemd-cgroup`.
+    Systemd,
+    /// The cgroup file system itself.
+    Cgroupfs,
+}
+
+/// Format of a log file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogKind {
+    /// The Kubernetes container runtime interface's lines.
+    Cri,
+    /// Docker's JSON lines.
+    Json,
+    /// The journal; it has no path.
+    Journald,
+}
+
+/// One sink of a container's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogDriver {
+    /// Its format.
+    pub kind: LogKind,
+    /// Its file.
+    pub path: PathBuf,
+    /// Bytes after which the file is rotated; 0 = never.
+    pub size_max: u64,
+}
+
+/// Whether a container gets a standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stdin {
+    /// `/dev/null`.
+    #[default]
+    Null,
+    /// Open, fed by attach.
+    Open,
+}
+
+/// What a command's standard streams are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stdio {
+    /// Separate pipes.
+    #[default]
+    Pipes,
+    /// One pseudo-terminal.
+    Terminal,
+}
+
+/// `createContainer`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateContainer {
+    /// The new container's id.
+    pub id: String,
+    /// Directory with `config.json`.
+    pub bundle: PathBuf,
+    /// Must agree with `process.terminal` of the bundle.
+    pub stdio: Stdio,
+    /// Standard input.
+    pub stdin: Stdin,
+    /// Files that receive the decimal exit code.
+    pub exit_paths: Vec<PathBuf>,
+    /// Files created if the container was OOM-killed.
+    pub oom_exit_paths: Vec<PathBuf>,
+    /// Log sinks.
+    pub log_drivers: Vec<LogDriver>,
+    /// Run once after the exit has been recorded.
+    pub cleanup_command: Vec<String>,
+    /// OCI runtime arguments before `create`.
+    pub global_args: Vec<String>,
+    /// OCI runtime arguments after `create`.
+    pub command_args: Vec<String>,
+    /// Added to the OCI runtime's environment.
+    pub env: Vec<(String, String)>,
+    /// How the OCI runtime manages cgroups.
+    pub cgroup_manager: CgroupManager,
+    /// Slots of the fd socket for descriptors 3, 4, …
+    pub additional_fds: Vec<u64>,
+    /// Slots of the fd socket that stay open until the container has exited.
+    pub leak_fds: Vec<u64>,
+}
+
+impl CreateContainer {
+    /// A container of `bundle` with pipes, no standard input, no log and
+    /// cgroups by file system.
+    #[must_use]
+    pub fn new(id: impl Into<String>, bundle: impl Into<PathBuf>) -> Self {
+        Self {
+            id: id.into(),
+            bundle: bundle.into(),
+            stdio: Stdio::Pipes,
+            stdin: Stdin::Null,
+            exit_paths: Vec::new(),
+            oom_exit_paths: Vec::new(),
+            log_drivers: Vec::new(),
+            cleanup_command: Vec::new(),
+            global_args: Vec::new(),
+            command_args: Vec::new(),
+            env: Vec::new(),
+            cgroup_manager: CgroupManager::Cgroupfs,
+            additional_fds: Vec::new(),
+            leak_fds: Vec::new(),
+        }
+    }
+}
+
+/// `execSyncContainer`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecSync {
+    /// In which container.
+    pub id: String,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// 0 = no time-out.
+    pub timeout_seconds: u64,
+    /// The command's standard streams.
+    pub stdio: Stdio,
+    /// Added to the OCI runtime's environment.
+    pub env: Vec<(String, String)>,
+    /// How the OCI runtime manages cgroups.
+    pub cgroup_manager: CgroupManager,
+}
+
+/// Answer of `execSyncContainer`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecSyncResult {
+    /// 128+N after signal N; -2 not started; -3 timed out.
+    pub exit_code: i32,
+    /// What the command wrote, at most 16 MiB.
+    pub stdout: Vec<u8>,
+    /// The same of its standard error, or why it did not start.
+    pub stderr: Vec<u8>,
+    /// The time-out passed and the command was killed.
+    pub timed_out: bool,
+}
+
+/// When a container's standard input ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StdinEof {
+    /// With the container.
+    Keep,
+    /// When an attached client ends its side.
+    Forward,
+}
+
+/// `attachContainer`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// Which container.
+    pub id: String,
+    /// Where the SOCK_SEQPACKET socket shall be.
+    pub socket_path: PathBuf,
+    /// Empty = the container itself.
+    pub exec_session_id: String,
+    /// When standard input ends.
+    pub stdin_eof: StdinEof,
+}
+
+/// `serveExecContainer`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServeExec {
+    /// In which container.
+    pub id: String,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// The command's standard streams.
+    pub stdio: Stdio,
+    /// Which streams to serve.
+    pub streams: Streams,
+    /// How the OCI runtime manages cgroups.
+    pub cgroup_manager: CgroupManager,
+}
+
+/// Which standard streams a remote client wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Streams {
+    /// Standard input.
+    pub stdin: bool,
+    /// Standard output.
+    pub stdout: bool,
+    /// Standard error.
+    pub stderr: bool,
+}
+
+/// Kind of a namespace. The order is the schema's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum NamespaceKind {
+    /// Network.
+    Net,
+    /// System V IPC and POSIX queues.
+    Ipc,
+    /// Host name.
+    Uts,
+    /// Users.
+    User,
+    /// Processes.
+    Pid,
+    /// Control groups.
+    Cgroup,
+    /// Mounts.
+    Mnt,
+    /// Clocks.
+    Time,
+}
+
+impl NamespaceKind {
+    /// Every kind.
+    pub const ALL: [Self; 8] =
+        [Self::Net, Self::Ipc, Self::Uts, Self::User, Self::Pid, Self::Cgroup, Self::Mnt, Self::Time];
+
+    /// The kernel's name (`/proc/<pid>/ns/<name>`).
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Ipc => "ipc",
+            Self::Uts => "uts",
+            Self::User => "user",
+            Self::Pid => "pid",
+            Self::Cgroup => "cgroup",
+            Self::Mnt => "mnt",
+            Self::Time => "time",
+        }
+    }
+}
+
+/// Where a pod gets a namespace from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamespaceSource {
+    /// Make a new one.
+    Create,
+    /// Share the host's.
+    Host,
+    /// Take the one pinned at this path.
+    Path(PathBuf),
+}
+
+/// A range of ids of a user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdMapping {
+    /// First id inside.
+    pub inside: u32,
+    /// First id outside.
+    pub outside: u32,
+    /// How many.
+    pub size: u32,
+}
+
+/// `createNamespaces`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CreateNamespaces {
+    /// Pins are `<base>/<kind>ns/<pod id>`.
+    pub base_path: PathBuf,
+    /// Name of the pins.
+    pub pod_id: String,
+    /// Kinds to create: ipc, net, pid, user or uts.
+    pub namespaces: Vec<NamespaceKind>,
+    /// Needed with user.
+    pub uid_mappings: Vec<IdMapping>,
+    /// Needed with user.
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+/// Where a sandbox's namespaces are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// Bind-mounted to a path.
+    #[default]
+    Pinned,
+    /// By descriptor only.
+    DescriptorOnly,
+}
+
+/// `createSandbox`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SandboxRequest {
+    /// The pod's id.
+    pub pod_id: String,
+    /// Kinds that are not listed are the host's.
+    pub namespaces: Vec<(NamespaceKind, NamespaceSource)>,
+    /// Empty = leave as it is.
+    pub hostname: String,
+    /// Empty = leave as it is.
+    pub domainname: String,
+    /// Written inside the created namespaces.
+    pub sysctls: Vec<(String, String)>,
+    /// Needed with user.
+    pub uid_mappings: Vec<IdMapping>,
+    /// Needed with user.
+    pub gid_mappings: Vec<IdMapping>,
+    /// Empty = the pod's run directory.
+    pub base_path: PathBuf,
+    /// Where the namespaces are kept.
+    pub placement: Placement,
+}
+
+/// One namespace of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinnedNamespace {
+    /// Its kind.
+    pub kind: NamespaceKind,
+    /// Its pin; empty if it is kept by descriptor only.
+    pub path: PathBuf,
+    /// Its identity.
+    pub inode: u64,
+    /// The user namespace that owns it.
+    pub owner_inode: u64,
+    /// false: shared with the host, or taken from a path.
+    pub created: bool,
+}
+
+/// The pod's namespaces and its PID 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    /// The pod's id.
+    pub pod_id: String,
+    /// Its namespaces.
+    pub namespaces: Vec<PinnedNamespace>,
+    /// PID 1 of the pod's pid namespace as the host sees it.
+    pub init_pid: Option<u32>,
+    /// Unix time.
+    pub created_at_ns: u64,
+}
+
+impl Sandbox {
+    /// The pin of `kind`, if this sandbox has a namespace of its own or a taken one.
+    #[must_use]
+    pub fn pin(&self, kind: NamespaceKind) -> Option<&PinnedNamespace> {
+        self.namespaces.iter().find(|n| n.kind == kind && !n.path.as_os_str().is_empty())
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// Not known, and why.
+    Unknown(String),
+    /// With this code.
+    Code(u8),
+    /// By this signal.
+    Signal(u8),
+}
+
+/// A recorded exit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitStatus {
+    /// How.
+    pub how: Ended,
+    /// The container's own cgroup counted an OOM kill.
+    pub oom_killed: bool,
+    /// Unix time.
+    pub exited_at_ns: u64,
+    /// Every byte of both streams is in the log.
+    pub log_complete: bool,
+}
+
+impl ExitStatus {
+    /// The code, or 128+N after signal N, as shells say it.
+    #[must_use]
+    pub fn shell_code(&self) -> Option<u8> {
+        match self.how {
+            Ended::Unknown(_) => None,
+            Ended::Code(code) => Some(code),
+            Ended::Signal(signal) => Some(signal.saturating_add(128)),
+        }
+    }
+}
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The OCI runtime is at it.
+    Creating,
+    /// Waits to be started.
+    Created,
+    /// Runs.
+    Running,
+    /// A stop was asked for and the process is still there.
+    Stopping,
+    /// Gone, and its exit recorded.
+    Exited,
+}
+
+/// All that is known of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerStatus {
+    /// Its id.
+    pub id: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Until the process is gone.
+    pub pid: Option<u32>,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Unix time.
+    pub created_at_ns: u64,
+    /// Unix time; not if the engine started it through the OCI runtime itself.
+    pub started_at_ns: Option<u64>,
+    /// In [`Phase::Exited`].
+    pub exit: Option<ExitStatus>,
+    /// Its standard streams.
+    pub stdio: Stdio,
+    /// Path of its first log file.
+    pub log_path: Option<PathBuf>,
+    /// How many times the monitor was restarted while it lived.
+    pub restarts: u32,
+}
+
+/// Answer of `stopContainer`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StopResult {
+    /// How it ended.
+    pub exit: ExitStatus,
+    /// The grace time passed and SIGKILL was needed.
+    pub killed: bool,
+}
+
+/// Whether a container that still runs may be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Deletion {
+    /// It must have exited.
+    #[default]
+    Exited,
+    /// It is killed first.
+    Force,
+}
+
+/// `exec`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExecRequest {
+    /// In which container.
+    pub id: String,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// 0 = no time-out.
+    pub timeout_ms: u64,
+    /// The command's standard streams.
+    pub stdio: Stdio,
+    /// Added to the environment of the command.
+    pub env: Vec<(String, String)>,
+}
+
+/// What became of an exec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecOutcome {
+    /// It ran and ended.
+    Exited(ExitStatus),
+    /// It could not be started: what the OCI runtime said.
+    NotStarted(String),
+    /// The time-out passed and it was killed.
+    TimedOut,
+}
+
+/// Answer of `exec`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecResult {
+    /// How it went.
+    pub outcome: ExecOutcome,
+    /// What it wrote, at most 16 MiB.
+    pub stdout: Vec<u8>,
+    /// The same of its standard error.
+    pub stderr: Vec<u8>,
+    /// Bytes beyond those kept.
+    pub stdout_dropped: u64,
+    /// Bytes beyond those kept.
+    pub stderr_dropped: u64,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventKind {
+    /// A container was created with this pid.
+    Created(u32),
+    /// It was started.
+    Started,
+    /// It ended.
+    Exited(ExitStatus),
+    /// It was forgotten.
+    Deleted,
+    /// Its cgroup counted an OOM kill.
+    OomKilled,
+    /// An exec could not be started.
+    ExecFailed(String),
+    /// The monitor was restarted, so many times so far.
+    MonitorRestarted(u32),
+    /// A stop was asked for.
+    Stopping,
+    /// The pod is being stopped.
+    PodStopping,
+    /// So many events before this one are no longer kept.
+    Lost(u64),
+}
+
+/// Something that happened in the pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Counts from 1 without a gap.
+    pub sequence: u64,
+    /// Unix time.
+    pub time_ns: u64,
+    /// Empty for an event of the pod itself.
+    pub container: String,
+    /// What happened.
+    pub kind: EventKind,
+}
