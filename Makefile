@@ -1,0 +1,77 @@
+# Everything a developer, a packager or CI does with podinit. `make help` lists it.
+
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+DESTDIR ?=
+
+# `target/podinit` is where the release binary is promised to be, wherever cargo builds.
+BINARY := target/podinit
+CARGO_TARGET := $(or $(CARGO_TARGET_DIR),target)
+SHELL := /bin/sh
+
+# Cargo needs the directory of the static libseccomp; the linker knows it. Asked
+# for in the recipe, because `deps` may only just have installed it.
+cargo = LIBSECCOMP_LINK_TYPE=static \
+	LIBSECCOMP_LIB_PATH="$$(dirname "$$(realpath "$$(cc -print-file-name=libseccomp.a)")")" \
+	cargo
+
+.PHONY: help deps build static-binary check test schema demo bench install clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+deps: ## install what is missing to build, check, test and demonstrate (root)
+	@scripts/deps.sh build check test demo
+
+build: ## the static release binary: target/podinit
+	@scripts/deps.sh build
+	@$(MAKE) --no-print-directory static-binary
+
+# The three things that a static binary needs at once: crt-static, a --target
+# (without it proc-macros cannot be built), libseccomp's archive. Without the
+# third the link succeeds and the result is dynamic, hence the assertion.
+static-binary:
+	@triple="$$(rustc -vV | sed -n 's/^host: //p')" && \
+	RUSTFLAGS='-C target-feature=+crt-static' $(cargo) build --release --locked --bin podinit --target "$$triple" && \
+	mkdir -p "$(dir $(BINARY))" && \
+	cp "$(CARGO_TARGET)/$$triple/release/podinit" "$(BINARY).new" && mv "$(BINARY).new" "$(BINARY)" && \
+	scripts/assert-static.sh "$(BINARY)"
+
+check: ## format, lints, dependencies' licences and advisories, schema drift, house rules
+	@scripts/deps.sh build check
+	cargo fmt --check
+	$(cargo) clippy --locked --all-targets -- -D warnings
+	$(cargo) test --locked --quiet --test schema --test house_rules
+	@scripts/deny.sh
+	@if command -v go >/dev/null; then scripts/go.sh vet ./...; \
+	elif [ "$${CI:-}" = true ]; then echo 'check: go is not in PATH' >&2; exit 1; \
+	else echo 'check: skipped go vet (no go in PATH)'; fi
+
+test: ## install what is missing, then run every test (root)
+	@scripts/deps.sh build test
+	@$(MAKE) --no-print-directory static-binary
+	@scripts/test.sh "$(BINARY)"
+
+schema: ## write the generated Cap'n Proto code anew, after a change of schema/*.capnp
+	@scripts/deps.sh build check
+	PODINIT_UPDATE_SCHEMA=1 $(cargo) test --locked --quiet --test schema
+
+demo: ## the main job on a terminal, in under a minute after the build (root)
+	@scripts/deps.sh build demo
+	@$(MAKE) --no-print-directory static-binary
+	@scripts/demo.sh "$(BINARY)"
+
+bench: ## memory and latency of this build, beside the bare OCI runtime (root)
+	@scripts/deps.sh build demo
+	@$(MAKE) --no-print-directory static-binary
+	@scripts/bench.sh "$(BINARY)"
+
+install: ## target/podinit to DESTDIR/PREFIX/bin, and the names it also answers to
+	@test -x "$(BINARY)" || { echo 'install: run `make build` first' >&2; exit 1; }
+	install -D -m 0755 "$(BINARY)" "$(DESTDIR)$(BINDIR)/podinit"
+	ln -sf podinit "$(DESTDIR)$(BINDIR)/conmonrs"
+	ln -sf podinit "$(DESTDIR)$(BINDIR)/pinns"
+
+clean: ## what was built
+	cargo clean
+	rm -f "$(BINARY)"

@@ -1,0 +1,93 @@
+#!/bin/sh
+# Installs what is missing to build, check, test or demonstrate podinit, and
+# nothing else. Presence is judged by the thing itself (a command, an archive),
+# not by a package database, so any way of having it will do.
+#
+#   scripts/deps.sh build|demo|test|check...
+#
+# Debian and Ubuntu (apt-get) and Fedora and its kin (dnf) are known. Rust is
+# taken as given.
+set -eu
+
+say() { printf '%s\n' "deps: $*"; }
+die() {
+    printf '%s\n' "deps: $*" >&2
+    exit 1
+}
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# `cc` answers the bare name when it does not find the archive on its path.
+has_archive() {
+    has cc && [ "$(cc -print-file-name="$1")" != "$1" ]
+}
+
+missing_apt=''
+missing_dnf=''
+
+# need NAME "PACKAGES OF APT" "PACKAGES OF DNF" CHECK...: notes the packages if CHECK fails.
+need() {
+    name=$1 apt=$2 dnf=$3
+    shift 3
+    if ! "$@"; then
+        say "missing: $name"
+        missing_apt="$missing_apt $apt"
+        missing_dnf="$missing_dnf $dnf"
+    fi
+}
+
+certificates() { [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ]; }
+static_busybox() { has busybox && ! readelf -l "$(command -v busybox)" 2>/dev/null | grep -q INTERP; }
+
+need_rust() {
+    has cargo || die 'cargo is not in PATH. Install Rust with rustup (https://rustup.rs); the version is in rust-toolchain.toml.'
+}
+
+for purpose in "$@"; do
+    case $purpose in
+    build)
+        need_rust
+        need 'a C linker' 'gcc libc6-dev' 'gcc glibc-devel' has cc
+        need 'the static C library' libc6-dev glibc-static has_archive libc.a
+        need 'the static libseccomp' libseccomp-dev 'libseccomp-devel libseccomp-static' has_archive libseccomp.a
+        need 'TLS root certificates, for crates' ca-certificates ca-certificates certificates
+        ;;
+    demo)
+        need 'crun, an OCI runtime' crun crun has crun
+        need 'a static busybox, for root file systems' busybox-static busybox static_busybox
+        need unshare util-linux util-linux has unshare
+        ;;
+    test)
+        need 'crun, an OCI runtime' crun crun has crun
+        need 'runc, an OCI runtime' runc runc has runc
+        need 'a static busybox, for root file systems' busybox-static busybox static_busybox
+        need unshare util-linux util-linux has unshare
+        need 'capnp, to compare the generated code' capnproto capnproto has capnp
+        ;;
+    check)
+        need 'capnp, to compare the generated code' capnproto capnproto has capnp
+        ;;
+    *) die "unknown purpose '$purpose': build, demo, test or check" ;;
+    esac
+done
+
+install_missing() {
+    [ "$(id -u)" = 0 ] || die "not root: install by hand:$1"
+    if has apt-get; then
+        say "apt-get install$missing_apt"
+        apt-get update -qq
+        # Packages only, in words that split; nothing recommended.
+        # shellcheck disable=SC2086
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing_apt >/dev/null
+    elif has dnf; then
+        say "dnf install$missing_dnf"
+        # shellcheck disable=SC2086
+        dnf install -y -q $missing_dnf >/dev/null
+    else
+        die "neither apt-get nor dnf is here: install by hand (Debian's names):$missing_apt"
+    fi
+}
+
+if [ -n "$missing_apt" ]; then
+    if has dnf && ! has apt-get; then install_missing "$missing_dnf"; else install_missing "$missing_apt"; fi
+fi
+say 'complete'

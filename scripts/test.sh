@@ -1,0 +1,67 @@
+#!/bin/sh
+# Runs every test against the given podinit binary and ends with one line of
+# counts; what failed is printed last.
+#
+#   scripts/test.sh target/podinit
+#
+# Rust's tests come first, then those with the published Go client, which need
+# `go`: without it they are skipped, except in CI, where that is a failure.
+set -eu
+
+binary=$(realpath "$1")
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/.."
+
+[ "$(id -u)" = 0 ] || {
+    echo 'test: containers and namespaces need root' >&2
+    exit 1
+}
+
+log=$(mktemp)
+trap 'rm -f "$log" "$log.go"' EXIT
+
+LIBSECCOMP_LINK_TYPE=static
+LIBSECCOMP_LIB_PATH=$(dirname "$(realpath "$(cc -print-file-name=libseccomp.a)")")
+PODINIT_BINARY=$binary
+export LIBSECCOMP_LINK_TYPE LIBSECCOMP_LIB_PATH PODINIT_BINARY
+
+# Runs a command, shows its output, keeps it in the log; notes a failure in `failed`.
+failed=''
+run() {
+    name=$1
+    shift
+    status=$(mktemp)
+    { "$@" 2>&1 || echo "$?" >"$status"; } | tee -a "$log"
+    if [ -s "$status" ]; then failed="$failed $name"; fi
+    rm -f "$status"
+}
+
+go_tests() {
+    (cd tests/go && go test -c -o "$log.go" . && "$here/private-mounts.sh" "$log.go" -test.v)
+}
+
+run rust "$here/private-mounts.sh" cargo test --locked --no-fail-fast
+if command -v go >/dev/null; then
+    run go go_tests
+elif [ "${CI:-}" = true ]; then
+    echo 'test: go is not in PATH' >&2
+    failed="$failed go"
+else
+    echo 'test: skipped the tests with the Go client (no go in PATH)'
+fi
+
+echo
+sum() { awk "$1" "$log"; }
+passed=$(sum '/^test result:/ { n += $4 } /^--- PASS/ { n++ } END { print n + 0 }')
+broken=$(sum '/^test result:/ { n += $6 } /^--- FAIL/ { n++ } END { print n + 0 }')
+skipped=$(sum '/^test result:/ { n += $8 } /^--- SKIP/ { n++ } END { print n + 0 }')
+
+if [ -n "$failed" ] || [ "$broken" != 0 ]; then
+    echo 'failed:'
+    grep -E '^test .* \.\.\. FAILED$|^ *--- FAIL' "$log" | sed 's/^test /  /; s/ \.\.\. FAILED$//' | sort -u || true
+    # A test program that did not come to its summary (it did not compile, or it died) counts once.
+    [ "$broken" != 0 ] || broken=1
+    echo "podinit: $passed passed, $broken failed, $skipped skipped"
+    exit 1
+fi
+echo "podinit: $passed passed, $broken failed, $skipped skipped"
