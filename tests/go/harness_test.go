@@ -152,7 +152,7 @@ func newPod(t *testing.T, runtime string) *pod {
 		t.Fatalf("the OCI runtime must be installed: %v", err)
 	}
 
-	name := fmt.Sprintf("pt%dx%d", os.Getpid(), podCount.Add(1))
+	name := fmt.Sprintf("pt%dx%dz", os.Getpid(), podCount.Add(1))
 	p := &pod{t: t, name: name, dir: filepath.Join(workspace.dir, name), runtime: path}
 
 	for _, dir := range []string{"run", "root", "logs", "exits", "pins", "bundles"} {
