@@ -2,7 +2,10 @@
 
 #[path = "build/init.rs"]
 mod init;
+#[path = "build/version.rs"]
+mod version;
 
 fn main() {
     init::build_init_program();
+    version::tell_version();
 }

@@ -3,6 +3,7 @@
 
 pub mod limits;
 pub mod sys;
+pub mod version;
 
 pub mod init;
 pub mod keeper;

@@ -28,6 +28,10 @@ pub const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// unbounded number would be an unbounded heap.
 pub const CONNECTIONS_MAX: usize = 64;
 
+/// Connections that wait until one of [`CONNECTIONS_MAX`] has ended, or until
+/// the next monitor serves; beyond this, connecting blocks.
+pub const BACKLOG_MAX: i32 = 1024;
+
 /// Events kept for replay.
 pub const EVENTS_KEPT_MAX: usize = 1024;
 

@@ -1,0 +1,105 @@
+//! The monitor's command line: what `podinit serve` has understood, said again
+//! without defaults, environment or relative paths. Every monitor of a pod gets
+//! the same one, whenever the keeper starts it.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::monitor::config::{Config, LogLevel, LogSink};
+
+/// The levels' names.
+const LEVELS: [(&str, LogLevel); 6] = [
+    ("off", LogLevel::Off),
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+
+/// The log drivers' names.
+const SINKS: [(&str, LogSink); 3] =
+    [("none", LogSink::None), ("stdout", LogSink::Stdout), ("systemd", LogSink::Systemd)];
+
+/// The level of that name.
+pub(super) fn level(name: &str) -> Option<LogLevel> {
+    LEVELS.iter().find(|(known, _)| *known == name).map(|(_, level)| *level)
+}
+
+/// The log driver of that name.
+pub(super) fn sink(name: &str) -> Option<LogSink> {
+    SINKS.iter().find(|(known, _)| *known == name).map(|(_, sink)| *sink)
+}
+
+/// A command line that [`monitor_args`] did not write.
+#[derive(Debug, thiserror::Error)]
+#[error("podinit monitor: {0}; it is started by `podinit serve`, not by hand")]
+pub struct NotOurs(&'static str);
+
+/// The monitor's arguments for `config`, after `podinit monitor`.
+#[must_use]
+pub fn monitor_args(config: &Config) -> Vec<OsString> {
+    let level = LEVELS.iter().find(|(_, level)| *level == config.log_level).map_or("info", |(name, _)| name);
+    let sink = SINKS.iter().find(|(_, sink)| *sink == config.log_sink).map_or("none", |(name, _)| name);
+    let mut args: Vec<OsString> = vec!["--runtime".into(), config.runtime.clone().into()];
+    args.extend(["--runtime-dir".into(), config.run_dir.clone().into()]);
+    if let Some(root) = &config.runtime_root {
+        args.extend(["--runtime-root".into(), root.clone().into()]);
+    }
+    args.extend(["--create-timeout-ms".into(), config.create_timeout.as_millis().to_string().into()]);
+    args.extend(["--log-level".into(), level.into(), "--log-driver".into(), sink.into()]);
+    args
+}
+
+/// The configuration in a monitor's arguments. By hand, not by clap: a monitor
+/// starts faster without it, and nobody types this.
+///
+/// # Errors
+/// [`NotOurs`] for anything that [`monitor_args`] does not write.
+pub fn monitor_config(args: &[OsString]) -> Result<Config, NotOurs> {
+    let value = |name: &str| -> Option<&OsStr> {
+        args.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_os_str())
+    };
+    let text = |name: &str| value(name).and_then(OsStr::to_str);
+    let timeout = text("--create-timeout-ms").and_then(|ms| ms.parse().ok());
+    Ok(Config {
+        runtime: value("--runtime").map(PathBuf::from).ok_or(NotOurs("no --runtime"))?,
+        run_dir: value("--runtime-dir").map(PathBuf::from).ok_or(NotOurs("no --runtime-dir"))?,
+        runtime_root: value("--runtime-root").map(PathBuf::from),
+        create_timeout: timeout.map(Duration::from_millis).ok_or(NotOurs("no --create-timeout-ms"))?,
+        log_level: text("--log-level").and_then(level).ok_or(NotOurs("no --log-level"))?,
+        log_sink: text("--log-driver").and_then(sink).ok_or(NotOurs("no --log-driver"))?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configuration_arrives_as_it_was() {
+        for (_, log_level) in LEVELS {
+            for (_, log_sink) in SINKS {
+                let config = Config {
+                    runtime: "/bin/sh".into(),
+                    run_dir: "/run/a b".into(),
+                    runtime_root: (log_level > LogLevel::Info).then(|| "--runtime".into()),
+                    create_timeout: Duration::from_millis(1500),
+                    log_level,
+                    log_sink,
+                };
+                let arrived = monitor_config(&monitor_args(&config)).unwrap();
+                assert_eq!(format!("{arrived:?}"), format!("{config:?}"));
+            }
+        }
+    }
+
+    #[test]
+    fn foreign_command_lines_are_refused() {
+        for line in [&[][..], &["--runtime"], &["--runtime", "/bin/sh", "--runtime-dir", "/x"]] {
+            let args: Vec<OsString> = line.iter().map(OsString::from).collect();
+            assert!(monitor_config(&args).is_err(), "{line:?}");
+        }
+    }
+}
