@@ -92,3 +92,44 @@ pub const ANSWER_WORDS_MAX: usize = (2 * EXEC_OUTPUT_BYTES_MAX + (1 << 20)) / 8;
 /// Pointers that a client follows into one answer. The deepest path of the
 /// schema, with the RPC protocol's own envelope, is below 16.
 pub const ANSWER_NESTING_MAX: i32 = 32;
+/// Records that a log driver gets at once: enough for a read buffer of 100-byte
+/// lines, and a bound on what a sink keeps when it fails.
+pub const LOG_BATCH_RECORDS_MAX: usize = 2048;
+
+/// Pauses between two attempts to write a log that cannot be written: short at
+/// first, since most causes are short (a full FIFO), then doubling up to the
+/// greatest, at which a full disk costs no measurable work.
+pub const LOG_RETRY_MIN: Duration = Duration::from_millis(10);
+/// See [`LOG_RETRY_MIN`].
+pub const LOG_RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// How long a journal that takes nothing may hold a container back before its
+/// entries are dropped.
+pub const JOURNAL_STALL_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes read from a container at a time, into a buffer that all streams share.
+pub const RELAY_READ_BYTES: usize = 256 << 10;
+
+/// What a container's output pipe is enlarged to: it sleeps less often, and so
+/// does the relay.
+pub const RELAY_PIPE_BYTES: usize = 256 << 10;
+
+/// Attach sockets of one container: engines use one path per container.
+pub const ATTACH_SOCKETS_MAX: usize = 8;
+
+/// Attached clients of one container.
+pub const ATTACH_CLIENTS_MAX: usize = 64;
+
+/// Bytes that wait for one attached client before its container is held back.
+pub const ATTACH_QUEUE_BYTES_MAX: usize = 1 << 20;
+
+/// How long a container is held back for an attached client that takes nothing.
+pub const ATTACH_STALL_MAX: Duration = Duration::from_millis(250);
+
+/// How long a container is held back for one that takes something, but does not
+/// catch up.
+pub const ATTACH_LAG_MAX: Duration = Duration::from_secs(10);
+
+/// How long a client may take nothing of what waits for it after the container's
+/// output has ended.
+pub const ATTACH_PARTING_MAX: Duration = Duration::from_secs(5);

@@ -1,0 +1,224 @@
+//! What a log driver gets: the records of one read, as ranges into bytes that
+//! belong to others; and the buffer in which drivers gather what they write.
+
+use std::io::IoSlice;
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+
+use super::split::Record;
+use super::stamp::Stamp;
+
+/// Bytes that one gathered write can render of its own (stamps, tags, short
+/// payloads): room for the greatest record in any format.
+const SCRATCH_BYTES: usize = 256 << 10;
+
+/// Slices in one `writev`: enough for a read buffer full of records of the
+/// greatest length, each two slices.
+const PIECES_MAX: usize = 128;
+
+/// A payload up to this length is copied next to its stamp; a longer one is
+/// referred to where it lies. The kernel's cost of one more slice is about that
+/// of copying this much.
+const COPY_BYTES_MAX: usize = 2 << 10;
+
+/// Which output of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Channel {
+    /// Standard output, and everything that comes from a terminal.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Channel {
+    /// Both, in the order of their descriptors.
+    pub const ALL: [Self; 2] = [Self::Stdout, Self::Stderr];
+
+    /// 0 for stdout, 1 for stderr.
+    #[must_use]
+    pub fn index(self) -> usize {
+        match self {
+            Self::Stdout => 0,
+            Self::Stderr => 1,
+        }
+    }
+
+    /// The name that log formats use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// The records of (a part of) one read.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Where the bytes come from.
+    pub channel: Channel,
+    /// When they were read.
+    pub stamp: &'a Stamp,
+    /// The start of the first record, from earlier reads.
+    pub held: &'a [u8],
+    /// What was read. `chunk[record.end]` is the newline of a `Full` record,
+    /// except for the last record of a stream.
+    pub chunk: &'a [u8],
+    /// The records.
+    pub records: &'a [Record],
+}
+
+impl Batch<'_> {
+    /// The two parts of a record's payload.
+    #[must_use]
+    pub fn payload(&self, record: &Record) -> (&[u8], &[u8]) {
+        (
+            self.held.get(..record.held).unwrap_or_default(),
+            self.chunk.get(record.start..record.end).unwrap_or_default(),
+        )
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    Scratch { end: usize },
+    Held { end: usize },
+    Chunk { start: usize, end: usize },
+}
+
+/// How far a gathered write came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes that were written.
+    pub bytes: usize,
+    /// Why no more, if not all were.
+    pub error: Option<Errno>,
+}
+
+/// What one `writev` shall write. One for all streams; it never grows.
+#[derive(Debug)]
+pub struct Gather {
+    scratch: Vec<u8>,
+    pieces: Vec<Piece>,
+    bytes: usize,
+}
+
+impl Default for Gather {
+    fn default() -> Self {
+        Self { scratch: Vec::with_capacity(SCRATCH_BYTES), pieces: Vec::with_capacity(PIECES_MAX), bytes: 0 }
+    }
+}
+
+impl Gather {
+    /// Nothing is gathered afterwards.
+    pub fn clear(&mut self) {
+        self.scratch.clear();
+        self.pieces.clear();
+        self.bytes = 0;
+    }
+
+    /// Bytes gathered.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A record that may take `scratch_bytes` of rendered text still fits.
+    #[must_use]
+    pub fn has_room(&self, scratch_bytes: usize) -> bool {
+        // Four slices: stamp, held part, part in the chunk, newline.
+        self.pieces.len() + 4 <= PIECES_MAX && self.scratch.len() + scratch_bytes <= SCRATCH_BYTES
+    }
+
+    /// Adds a copy of `bytes`.
+    pub fn copy(&mut self, bytes: &[u8]) {
+        self.scratch.extend_from_slice(bytes);
+        self.scratch_grew(bytes.len());
+    }
+
+    /// Adds one byte.
+    pub fn byte(&mut self, byte: u8) {
+        self.scratch.push(byte);
+        self.scratch_grew(1);
+    }
+
+    fn scratch_grew(&mut self, by: usize) {
+        let now = self.scratch.len();
+        match self.pieces.last_mut() {
+            Some(Piece::Scratch { end }) => *end = now,
+            _ => self.pieces.push(Piece::Scratch { end: now }),
+        }
+        self.bytes += by;
+    }
+
+    /// Adds the payload of `record`, by copy or by reference.
+    pub fn payload(&mut self, batch: &Batch<'_>, record: &Record) {
+        let (held, chunk) = batch.payload(record);
+        if held.len() > COPY_BYTES_MAX {
+            self.pieces.push(Piece::Held { end: record.held });
+            self.bytes += held.len();
+        } else if !held.is_empty() {
+            self.copy(held);
+        }
+        if chunk.len() > COPY_BYTES_MAX {
+            self.pieces.push(Piece::Chunk { start: record.start, end: record.end });
+            self.bytes += chunk.len();
+        } else if !chunk.is_empty() {
+            self.copy(chunk);
+        }
+    }
+
+    fn slices<'a>(&'a self, batch: &Batch<'a>, mut skip: usize) -> ([IoSlice<'a>; PIECES_MAX], usize) {
+        let mut slices = [IoSlice::new(&[]); PIECES_MAX];
+        let mut count = 0;
+        let mut scratch_at = 0;
+        for piece in &self.pieces {
+            let bytes = match *piece {
+                Piece::Scratch { end } => {
+                    let start = std::mem::replace(&mut scratch_at, end);
+                    self.scratch.get(start..end)
+                }
+                Piece::Held { end } => batch.held.get(..end),
+                Piece::Chunk { start, end } => batch.chunk.get(start..end),
+            };
+            let bytes = bytes.unwrap_or_default();
+            let Some(rest) = bytes.get(skip..).filter(|rest| !rest.is_empty()) else {
+                skip -= bytes.len();
+                continue;
+            };
+            skip = 0;
+            if let Some(slice) = slices.get_mut(count) {
+                *slice = IoSlice::new(rest);
+                count += 1;
+            }
+        }
+        (slices, count)
+    }
+
+    /// Writes what is gathered, which must come from `batch`, to `fd`.
+    #[must_use]
+    pub fn write_to(&self, fd: BorrowedFd<'_>, batch: &Batch<'_>) -> Written {
+        let mut bytes = 0;
+        while bytes < self.bytes {
+            let (slices, count) = self.slices(batch, bytes);
+            match rustix::io::writev(fd, slices.get(..count).unwrap_or_default()) {
+                // No file system does that; it must not become an endless loop.
+                Ok(0) => return Written { bytes, error: Some(Errno::IO) },
+                Ok(written) => bytes += written,
+                Err(Errno::INTR) => {}
+                Err(error) => return Written { bytes, error: Some(error) },
+            }
+        }
+        Written { bytes, error: None }
+    }
+
+    /// Appends what is gathered, which must come from `batch`, to `out`.
+    pub fn append_to(&self, out: &mut Vec<u8>, batch: &Batch<'_>) {
+        let (slices, count) = self.slices(batch, 0);
+        for slice in slices.iter().take(count) {
+            out.extend_from_slice(slice);
+        }
+    }
+}

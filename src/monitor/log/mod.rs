@@ -1,0 +1,450 @@
+//! Container logs: from bytes to records in a file or the journal.
+//!
+//! ```text
+//!  chunk ──► split (pure) ──► records ──► cri | json (pure) ──► file
+//!                                  └────► journald (pure part) ──► datagram
+//! ```
+//!
+//! A [`LogSet`] is all the logs of one container. Its owner, the relay, gives it
+//! what it reads, and asks nothing but whether it may read on ([`Progress`]).
+//! Nothing here waits, and no error ends anything: a sink that fails is
+//! [`Progress::Blocked`] until it works again.
+//!
+//! What each sink does when it cannot write:
+//!
+//! | sink | policy |
+//! | --- | --- |
+//! | file (CRI, JSON) | *block*: nothing more is read, the pipe fills, the container waits; retried on a timer |
+//! | journald, slow | *block*, at most [`JOURNAL_STALL_MAX`](crate::limits::JOURNAL_STALL_MAX), then as if it were absent |
+//! | journald, absent | dropped and counted, and said in the journal when it is back |
+//!
+//! The journal may lose records because a machine without journald must still run
+//! containers; whoever needs every byte adds a file.
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod cri;
+pub mod file;
+pub mod journald;
+pub mod json;
+pub mod loss;
+pub mod split;
+pub mod stamp;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use batch::{Batch, Channel, Gather};
+use file::{FileSink, Format};
+use journald::{Identity, JournaldSink};
+use split::{Record, Splitter, Tag};
+use stamp::Stamp;
+
+use crate::limits::LOG_BATCH_RECORDS_MAX;
+
+/// Why a log could not be opened. Errors of writing never reach a caller: they
+/// are retried and counted.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The file could not be opened or made.
+    #[error("open container log {path:?}: {source}; its directory must exist and be writable")]
+    Open {
+        /// The log's path.
+        path: PathBuf,
+        /// What open(2) said.
+        source: io::Error,
+    },
+    /// There is something that is not a file.
+    #[error("open container log {path:?}: it is neither a regular file nor a FIFO; choose another path")]
+    NotAFile {
+        /// The log's path.
+        path: PathBuf,
+    },
+    /// The file could not be opened anew; the old one stays in use.
+    #[error("reopen container log {path:?}: {source}; the log goes on in the file that was open before")]
+    Reopen {
+        /// The log's path.
+        path: PathBuf,
+        /// What open(2) said.
+        source: io::Error,
+    },
+    /// No socket could be made for the journal.
+    #[error("make a socket for the journal: {source}")]
+    Journal {
+        /// What socket(2) said.
+        source: io::Error,
+    },
+    /// The relay does not know this stream (any more).
+    #[error("reopen container logs: the container's streams have ended")]
+    Ended,
+}
+
+/// Which log driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogKind {
+    /// A file as kubelet reads it ([`cri`]).
+    Cri,
+    /// A file as docker's json-file driver writes it ([`json`]).
+    Json,
+    /// The journal ([`journald`]).
+    Journald,
+}
+
+/// One log of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// The driver.
+    pub kind: LogKind,
+    /// The file; not used for the journal.
+    pub path: PathBuf,
+    /// The greatest size of the file in bytes, 0 for none. The next record would
+    /// pass it: the file is renamed to `<path>.1` and a new one is made.
+    pub size_max: u64,
+}
+
+/// Whether the caller may bring more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Progress {
+    /// Everything is written (or held as the start of a line).
+    Kept,
+    /// Something could not be written. Bring nothing more until
+    /// [`LogSet::retry`] says `Kept`.
+    Blocked,
+}
+
+/// Buffers that all logs of a thread share: a quiet container costs none.
+#[derive(Debug)]
+pub struct Buffers {
+    records: Vec<Record>,
+    gather: Gather,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { records: Vec::with_capacity(LOG_BATCH_RECORDS_MAX), gather: Gather::default() }
+    }
+}
+
+/// What happened on one channel so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Records that ended a line.
+    pub lines: u64,
+    /// Records that did not.
+    pub partials: u64,
+}
+
+#[derive(Debug)]
+enum Driver {
+    File(Box<FileSink>),
+    Journald(Box<JournaldSink>),
+}
+
+/// All logs of one container. Without a log it only counts.
+#[derive(Debug, Default)]
+pub struct LogSet {
+    drivers: Vec<Driver>,
+    splitters: [Splitter; 2],
+    counters: [Counters; 2],
+    /// What was read when a sink failed, after the batch that it failed on.
+    rest: Option<Rest>,
+    blocked: bool,
+    /// Of sinks that are closed.
+    write_errors: u64,
+    last_error: Option<String>,
+    dropped: [u64; 2],
+}
+
+#[derive(Debug)]
+struct Rest {
+    channel: Channel,
+    stamp: Stamp,
+    bytes: Vec<u8>,
+}
+
+impl LogSet {
+    /// No log.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Opens all of `configs`, or none: what was made for the others is removed
+    /// when one fails. Journal entries carry no container id; see
+    /// [`Self::open_as`].
+    ///
+    /// # Errors
+    /// The first log that cannot be opened.
+    pub fn open(configs: &[LogConfig]) -> Result<Self, LogError> {
+        Self::open_as(configs, &Identity::default())
+    }
+
+    /// Like [`Self::open`], for the container that `identity` describes in the
+    /// journal.
+    ///
+    /// # Errors
+    /// The first log that cannot be opened.
+    pub fn open_as(configs: &[LogConfig], identity: &Identity) -> Result<Self, LogError> {
+        let mut set = Self::none();
+        for config in configs {
+            let file = |format| FileSink::open(&config.path, format, config.size_max);
+            let driver = match config.kind {
+                LogKind::Cri => file(Format::Cri).map(|sink| Driver::File(Box::new(sink))),
+                LogKind::Json => file(Format::Json).map(|sink| Driver::File(Box::new(sink))),
+                LogKind::Journald => {
+                    JournaldSink::open(identity).map(|sink| Driver::Journald(Box::new(sink)))
+                }
+            };
+            match driver {
+                Ok(driver) => set.drivers.push(driver),
+                Err(error) => {
+                    set.undo();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(set)
+    }
+
+    /// Removes the files that [`Self::open`] made: for a container that did not
+    /// come to be.
+    pub fn undo(self) {
+        for driver in self.drivers {
+            if let Driver::File(sink) = driver {
+                sink.undo();
+            }
+        }
+    }
+
+    /// Writes what was read from `channel` at `stamp`. Not to be called while
+    /// blocked.
+    pub fn write(
+        &mut self,
+        channel: Channel,
+        chunk: &[u8],
+        stamp: &Stamp,
+        buffers: &mut Buffers,
+    ) -> Progress {
+        if self.drivers.is_empty() {
+            self.counters[channel.index()].lines += memchr::memchr_iter(b'\n', chunk).count() as u64;
+            return Progress::Kept;
+        }
+        let mut rest = chunk;
+        loop {
+            let cut = self.splitters[channel.index()].split(rest, &mut buffers.records);
+            let progress = self.write_records(channel, rest, stamp, buffers);
+            self.splitters[channel.index()].commit(rest, cut);
+            rest = rest.get(cut.consumed..).unwrap_or_default();
+            if cut.exhausted {
+                return progress;
+            }
+            if progress == Progress::Blocked {
+                self.rest = Some(Rest { channel, stamp: *stamp, bytes: rest.to_vec() });
+                return progress;
+            }
+        }
+    }
+
+    /// Gives the records in `buffers` to every driver.
+    fn write_records(
+        &mut self,
+        channel: Channel,
+        chunk: &[u8],
+        stamp: &Stamp,
+        buffers: &mut Buffers,
+    ) -> Progress {
+        let Buffers { records, gather } = buffers;
+        if records.is_empty() {
+            return Progress::Kept;
+        }
+        let counters = &mut self.counters[channel.index()];
+        let full = records.iter().filter(|record| record.tag == Tag::Full).count();
+        counters.lines += full as u64;
+        counters.partials += (records.len() - full) as u64;
+        let held = self.splitters[channel.index()].held();
+        let batch = Batch { channel, stamp, held, chunk, records };
+        for driver in &mut self.drivers {
+            self.blocked |= driver.write(&batch, gather) == Progress::Blocked;
+        }
+        if self.blocked { Progress::Blocked } else { Progress::Kept }
+    }
+
+    /// The end of `channel`: writes the line that has no end, if there is one. Not
+    /// to be called while blocked.
+    pub fn finish(&mut self, channel: Channel, stamp: &Stamp, buffers: &mut Buffers) -> Progress {
+        buffers.records.clear();
+        buffers.records.extend(self.splitters[channel.index()].last());
+        let progress = self.write_records(channel, &[], stamp, buffers);
+        self.splitters[channel.index()].clear();
+        progress
+    }
+
+    /// A write is outstanding.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// When [`Self::retry`] is due.
+    #[must_use]
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.drivers.iter().filter_map(Driver::retry_at).min()
+    }
+
+    /// Tries again to write what could not be written.
+    pub fn retry(&mut self, buffers: &mut Buffers) -> Progress {
+        let mut blocked = false;
+        for driver in &mut self.drivers {
+            blocked |= driver.retry() == Progress::Blocked;
+        }
+        self.blocked = blocked;
+        if blocked {
+            return Progress::Blocked;
+        }
+        match self.rest.take() {
+            Some(rest) => self.write(rest.channel, &rest.bytes, &rest.stamp, buffers),
+            None => Progress::Kept,
+        }
+    }
+
+    /// Opens every file anew that is no longer the one at its path.
+    ///
+    /// # Errors
+    /// The first that cannot be opened; the others are opened nevertheless.
+    pub fn reopen(&mut self, buffers: &mut Buffers) -> Result<(), LogError> {
+        let mut result = Ok(());
+        for driver in &mut self.drivers {
+            if let Driver::File(sink) = driver {
+                let reopened = sink.reopen();
+                result = result.and(reopened);
+            }
+        }
+        if self.blocked {
+            // It may be the new file that ends the trouble.
+            let _progress = self.retry(buffers);
+        }
+        result
+    }
+
+    /// Gives up the blocked sinks: what they have not taken, and all that comes, is
+    /// lost to them and counted. The others get what they have not seen, and go on.
+    pub fn give_up(&mut self, buffers: &mut Buffers) {
+        // Handing the rest to the others may block one of those.
+        while self.blocked {
+            for driver in self.drivers.iter_mut().filter(|driver| driver.retry_at().is_some()) {
+                driver.give_up();
+            }
+            let _progress = self.retry(buffers);
+        }
+    }
+
+    /// The end of the logs: where something was lost, the log says so if it can.
+    pub fn close(&mut self) {
+        self.write_errors = self.write_errors();
+        self.last_error = self.last_error().map(str::to_owned);
+        self.dropped = Channel::ALL.map(|channel| self.dropped(channel));
+        for driver in std::mem::take(&mut self.drivers) {
+            if let Driver::File(sink) = driver {
+                sink.close();
+            }
+        }
+    }
+
+    /// Payload bytes of `channel` that a log could not keep, summed over the logs.
+    #[must_use]
+    pub fn dropped(&self, channel: Channel) -> u64 {
+        let now: u64 = self.drivers.iter().map(|driver| driver.dropped()[channel.index()]).sum();
+        self.dropped[channel.index()] + now
+    }
+
+    /// What happened on `channel` so far.
+    #[must_use]
+    pub fn counters(&self, channel: Channel) -> Counters {
+        self.counters[channel.index()]
+    }
+
+    /// Failed writes so far.
+    #[must_use]
+    pub fn write_errors(&self) -> u64 {
+        self.write_errors + self.drivers.iter().map(Driver::write_errors).sum::<u64>()
+    }
+
+    /// The last failed write, for a person.
+    #[must_use]
+    pub fn last_error(&self) -> Option<&str> {
+        self.drivers.iter().find_map(Driver::last_error).or(self.last_error.as_deref())
+    }
+}
+
+impl Driver {
+    fn write(&mut self, batch: &Batch<'_>, gather: &mut Gather) -> Progress {
+        match self {
+            Self::File(sink) => sink.write(batch, gather),
+            Self::Journald(sink) => sink.write(batch),
+        }
+    }
+
+    fn retry(&mut self) -> Progress {
+        match self {
+            Self::File(sink) => sink.retry(),
+            Self::Journald(sink) => sink.retry(),
+        }
+    }
+
+    fn retry_at(&self) -> Option<Instant> {
+        match self {
+            Self::File(sink) => sink.retry_at(),
+            Self::Journald(sink) => sink.retry_at(),
+        }
+    }
+
+    fn write_errors(&self) -> u64 {
+        match self {
+            Self::File(sink) => sink.write_errors(),
+            Self::Journald(sink) => sink.write_errors(),
+        }
+    }
+
+    fn last_error(&self) -> Option<&str> {
+        match self {
+            Self::File(sink) => sink.last_error(),
+            Self::Journald(sink) => sink.last_error(),
+        }
+    }
+
+    fn dropped(&self) -> [u64; 2] {
+        match self {
+            Self::File(sink) => sink.dropped(),
+            Self::Journald(sink) => sink.dropped(),
+        }
+    }
+
+    fn give_up(&mut self) {
+        match self {
+            Self::File(sink) => sink.give_up(),
+            Self::Journald(sink) => sink.give_up(),
+        }
+    }
+}
+
+/// An amount of output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Payload bytes, newlines not counted.
+    pub bytes: u64,
+    /// Newlines.
+    pub lines: u64,
+}
+
+impl Amount {
+    fn of_record(payload: usize, tag: Tag) -> Self {
+        Self { bytes: payload as u64, lines: u64::from(tag == Tag::Full) }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.lines += other.lines;
+    }
+}
