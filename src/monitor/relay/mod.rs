@@ -1,0 +1,319 @@
+//! The data plane: container bytes to logs, capture and attached clients.
+//!
+//! ```text
+//!   RPC, life cycle                │           relay thread
+//!                                  │
+//!   Relay::open ─────────┐         │  epoll ─► read ─► capture (exec)
+//!   Relay::finish ───────┤ channel │                ├► LogSet ─► file, journal
+//!   Relay::attach ───────┼─────────┼─► commands     └► attach clients
+//!   Relay::stats … ──────┘ eventfd │  clients ─► stdin of the container
+//! ```
+//!
+//! One thread, no async runtime, and nothing shared with the control side but a
+//! command channel: a slow RPC client never delays a byte. Every descriptor is
+//! non-blocking on our end and watched level-triggered, and a turn reads at most
+//! one buffer, so the streams take turns as epoll names them. The read buffer and
+//! what the logs gather are shared by all streams; a stream owns heap only while
+//! it holds the start of a line, or while something lags.
+//!
+//! Who waits for whom:
+//!
+//! | lagging | what happens |
+//! | --- | --- |
+//! | a log that cannot be written | the container's output is not read until it can ([`log`](super::log)) |
+//! | an attached client | see [`attach`]: a bounded queue, a short bounded wait, then it is cut off |
+//! | the container's stdin | attached clients are not read until it takes what they sent |
+//! | a captured exec | nobody: what is beyond the cap is dropped and counted |
+//!
+//! # Example
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use podinit::monitor::log::LogSet;
+//! use podinit::monitor::relay::{Open, Output, Relay};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let relay = Relay::start()?;
+//! let (stdout, _of_the_process) = rustix::pipe::pipe()?;
+//! let (stderr, _of_the_process) = rustix::pipe::pipe()?;
+//! let output = Output::Pipes { stdout, stderr };
+//! let id = relay.open(Open { output, stdin: None, logs: LogSet::none(), capture_max: Some(1 << 20) })?;
+//! // … the process exits …
+//! let (reply, drained) = std::sync::mpsc::channel();
+//! relay.finish(id, Duration::from_millis(500), Box::new(move |end| drop(reply.send(end))));
+//! let captured = drained.recv()?.captured;
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod attach;
+mod capture;
+mod engine;
+mod poll;
+mod queue;
+mod stdin;
+mod stream;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use rustix::event::EventfdFlags;
+
+pub use capture::Captured;
+
+use crate::monitor::log::{LogError, LogSet};
+use engine::{Command, Engine};
+use poll::Poll;
+use stream::Stream;
+
+/// Gets an answer, on the relay's thread: it must not block or panic.
+pub type Reply<T> = Box<dyn FnOnce(T) + Send>;
+
+/// Why the relay could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The thread, or what it waits with, could not be made.
+    #[error("start the relay: {0}")]
+    Start(#[source] io::Error),
+    /// A container's stream cannot be read without blocking.
+    #[error("relay a container's stream: {0}; streams must be pipes, sockets or terminals")]
+    Stream(#[source] io::Error),
+    /// The thread has ended.
+    #[error("the relay has ended; the monitor is stopping")]
+    Ended,
+    /// No stream has this id (any more).
+    #[error("the container's streams have ended")]
+    Unknown,
+    /// The attach socket could not be made.
+    #[error("make attach socket {path:?}: {source}")]
+    Socket {
+        /// The socket's path.
+        path: PathBuf,
+        /// What was said.
+        source: io::Error,
+    },
+    /// There is something at the path that is not ours.
+    #[error("make attach socket {path:?}: the path is taken by something else; remove it or choose another")]
+    SocketTaken {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// The container has as many attach sockets as it may have.
+    #[error("make attach socket {path:?}: the container has {count} already; remove one")]
+    TooManySockets {
+        /// The socket's path.
+        path: PathBuf,
+        /// How many there are.
+        count: usize,
+    },
+}
+
+/// The streams of one container or exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(u64);
+
+/// Where a container's output comes from. The descriptors become non-blocking:
+/// nobody else may read them.
+#[derive(Debug)]
+pub enum Output {
+    /// The read ends of two pipes.
+    Pipes {
+        /// Standard output.
+        stdout: OwnedFd,
+        /// Standard error.
+        stderr: OwnedFd,
+    },
+    /// The master of a pseudo-terminal; everything counts as stdout.
+    Terminal(OwnedFd),
+}
+
+/// What to relay.
+#[derive(Debug)]
+pub struct Open {
+    /// Where output comes from.
+    pub output: Output,
+    /// Where clients' input goes: the write end of a pipe, or the terminal's
+    /// master (a duplicate of it).
+    pub stdin: Option<OwnedFd>,
+    /// Where output goes.
+    pub logs: LogSet,
+    /// Keep the first so many bytes of each channel for [`Drained::captured`].
+    pub capture_max: Option<usize>,
+}
+
+/// An attach socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// Its path, of any length; the directory exists.
+    pub path: PathBuf,
+    /// The container's stdin ends with the client's (CRI: `stdinOnce`).
+    pub stop_after_stdin_eof: bool,
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drained {
+    /// The end of every channel was reached, and every byte reached every log.
+    pub complete: bool,
+    /// What was captured, if that was asked for and not taken before.
+    pub captured: Option<Captured>,
+    /// The counters' last state.
+    pub stats: StreamStats,
+}
+
+/// Counters of one container's streams.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamStats {
+    /// Standard output, or the terminal.
+    pub stdout: ChannelStats,
+    /// Standard error.
+    pub stderr: ChannelStats,
+    /// Failed log writes; each was tried again.
+    pub write_errors: u64,
+    /// The last of them, for a person.
+    pub last_write_error: Option<String>,
+    /// The longest time for which output was not read because a log could not be
+    /// written, in nanoseconds.
+    pub stall_longest_ns: u64,
+    /// Attached clients that were cut off because they did not read.
+    pub clients_cut_off: u64,
+    /// Attached clients now.
+    pub clients: usize,
+}
+
+/// Counters of one channel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChannelStats {
+    /// Bytes read from the container.
+    pub bytes: u64,
+    /// Lines that ended.
+    pub lines: u64,
+    /// Log records that did not end a line.
+    pub partials: u64,
+    /// Payload bytes that a log could not keep, summed over the logs.
+    pub dropped: u64,
+}
+
+/// A handle of the relay. Its thread ends when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct Relay {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// `None` only while it is dropped.
+    commands: Option<Sender<Command>>,
+    poll: Poll,
+    wake: Arc<OwnedFd>,
+    ids: AtomicU64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The thread looks at the channel when it is woken, so the channel must be closed by then.
+        self.commands = None;
+        poll::wake(&self.wake);
+    }
+}
+
+impl Relay {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the thread, its epoll instance or its eventfd cannot be made.
+    pub fn start() -> Result<Self, RelayError> {
+        let failed = |errno: rustix::io::Errno| RelayError::Start(errno.into());
+        let poll = Poll::new().map_err(failed)?;
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wake = Arc::new(rustix::event::eventfd(0, flags).map_err(failed)?);
+        let (sender, receiver) = channel();
+        let engine = Engine::new(poll.clone(), Arc::clone(&wake), receiver).map_err(failed)?;
+        std::thread::Builder::new()
+            .name("relay".to_owned())
+            .spawn(move || engine.run())
+            .map_err(RelayError::Start)?;
+        let inner = Inner { commands: Some(sender), poll, wake, ids: AtomicU64::new(1) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Relays a container's streams from now on.
+    ///
+    /// # Errors
+    /// If a descriptor cannot be watched, or the relay has ended.
+    pub fn open(&self, open: Open) -> Result<StreamId, RelayError> {
+        let id = StreamId(self.inner.ids.fetch_add(1, Ordering::Relaxed));
+        let stream = Stream::new(id, open, &self.inner.poll).map_err(RelayError::Stream)?;
+        if self.send(Command::Open(Box::new(stream))) { Ok(id) } else { Err(RelayError::Ended) }
+    }
+
+    /// The process has exited: reads its streams to their end. If some other
+    /// process still holds them: until they are empty and `grace` has passed; if a
+    /// log cannot be written: until `grace` has passed. Then writes lines without
+    /// an end, closes the logs, tells attached clients, removes attach sockets, and
+    /// forgets the stream. `reply` is called once all bytes are where they belong.
+    /// For an unknown id, or once the relay has ended, it is dropped.
+    pub fn finish(&self, id: StreamId, grace: Duration, reply: Reply<Drained>) {
+        self.send(Command::Finish(id, grace, reply));
+    }
+
+    /// Drops a stream at once, and removes logs that were made for it: for a create
+    /// that failed.
+    pub fn abandon(&self, id: StreamId) {
+        self.send(Command::Abandon(id));
+    }
+
+    /// Makes the attach socket unless it is there.
+    pub fn attach(&self, id: StreamId, attach: Attach, reply: Reply<Result<(), RelayError>>) {
+        if let Err(Command::Attach(_, _, reply)) = self.try_send(Command::Attach(id, attach, reply)) {
+            reply(Err(RelayError::Ended));
+        }
+    }
+
+    /// Opens the logs anew, after somebody renamed them.
+    pub fn reopen_logs(&self, id: StreamId, reply: Reply<Result<(), LogError>>) {
+        if let Err(Command::ReopenLogs(_, reply)) = self.try_send(Command::ReopenLogs(id, reply)) {
+            reply(Err(LogError::Ended));
+        }
+    }
+
+    /// Asks for the counters; `None` for an unknown id.
+    pub fn stats(&self, id: StreamId, reply: Reply<Option<StreamStats>>) {
+        if let Err(Command::Stats(_, reply)) = self.try_send(Command::Stats(id, reply)) {
+            reply(None);
+        }
+    }
+
+    /// Takes what was captured so far; nothing more is captured afterwards. `None`
+    /// for an unknown id or a stream without capture.
+    pub fn capture_so_far(&self, id: StreamId, reply: Reply<Option<Captured>>) {
+        if let Err(Command::CaptureSoFar(_, reply)) = self.try_send(Command::CaptureSoFar(id, reply)) {
+            reply(None);
+        }
+    }
+
+    /// Ends the thread: every stream is dropped as if its grace had passed.
+    /// `reply` is called when all is written and closed.
+    pub fn stop(&self, reply: Reply<()>) {
+        if let Err(Command::Stop(reply)) = self.try_send(Command::Stop(reply)) {
+            reply(());
+        }
+    }
+
+    fn send(&self, command: Command) -> bool {
+        self.try_send(command).is_ok()
+    }
+
+    fn try_send(&self, command: Command) -> Result<(), Command> {
+        let Some(commands) = &self.inner.commands else { return Err(command) };
+        commands.send(command).map_err(|error| error.0)?;
+        poll::wake(&self.inner.wake);
+        Ok(())
+    }
+}
