@@ -133,3 +133,30 @@ pub const ATTACH_LAG_MAX: Duration = Duration::from_secs(10);
 /// How long a client may take nothing of what waits for it after the container's
 /// output has ended.
 pub const ATTACH_PARTING_MAX: Duration = Duration::from_secs(5);
+/// How long an OCI runtime may take for anything but `create`.
+pub const RUNTIME_CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a terminal may be on its way after the runtime that sent it has exited.
+pub const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a process may take to go after SIGKILL before we say so.
+pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long reading a stream to its end may take in all, log writes included,
+/// before an exit is recorded as "log not complete".
+pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Containers that have exited and are still remembered; engines delete them
+/// through the OCI runtime, behind our back.
+pub const EXITED_KEPT_MAX: usize = 256;
+
+/// Connections that were accepted and have not said a word; beyond it the oldest
+/// is closed.
+pub const SILENT_CONNECTIONS_MAX: usize = 256;
+
+/// How long the keeper may take to tell how its child ended.
+pub const KEEPER_WORD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a pod's init may take to end its namespace in order; all containers
+/// have been stopped by then.
+pub const INIT_GRACE: Duration = Duration::from_secs(5);

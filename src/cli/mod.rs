@@ -5,6 +5,7 @@
 //! add its own.
 #![forbid(unsafe_code)]
 
+pub mod monitor;
 pub mod serve;
 pub mod version;
 
@@ -60,6 +61,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     let rest = argv.get(2..).unwrap_or_default();
     match argv.get(1).and_then(|role| role.to_str()) {
         Some("keeper") => keeper::main(rest),
+        Some("monitor") => monitor::main(rest),
         Some("conmonrs") => serve::main_as_conmonrs(argv.into_iter().skip(1).collect()),
         _ => commands(argv),
     }

@@ -1,6 +1,310 @@
 //! Pod and container state, OCI runtime calls, exec, exit, OOM.
+//!
+//! One thread owns all of it: a [`Monitor`] behind an `Rc`, with plain cells.
+//! Whatever takes time is a task on that thread; a borrow of a cell never lives
+//! across an await. The bytes of containers are not seen here: they flow in
+//! [`relay`], on its own thread.
+//!
+//! An exit: [`reaper`] collects the status, [`container`] has the relay read the
+//! streams to their end and [`cgroup`] give the OOM verdict, [`exit`] writes the
+//! files, [`event`] tells it. What may follow what is in [`life`].
 #![forbid(unsafe_code)]
 
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use tokio::sync::{Notify, watch};
+
+pub mod cgroup;
 pub mod config;
+pub mod console;
+pub mod container;
+pub mod create;
+pub mod error;
+pub mod event;
+pub mod exec;
+pub mod exit;
+pub mod id;
+pub mod life;
 pub mod log;
+pub mod reaper;
 pub mod relay;
+pub mod report;
+pub mod runtime;
+pub mod sandbox;
+pub mod saved;
+pub mod stop;
+mod tree;
+
+use crate::keeper::Link;
+use crate::limits::EXITED_KEPT_MAX;
+use config::Config;
+use container::Container;
+use error::Error;
+use event::EventLog;
+use id::{ContainerId, PodId};
+use life::Phase;
+use reaper::{Child, Reaper};
+use relay::{Attach, Relay};
+use runtime::Runtime;
+use sandbox::Sandbox;
+
+/// The monitor of one pod.
+#[derive(Debug)]
+pub struct Monitor {
+    /// What it was told at its start.
+    pub config: Config,
+    /// What happened.
+    pub events: EventLog,
+    /// The children of this process.
+    pub reaper: Rc<Reaper>,
+    relay: Relay,
+    runtime: Runtime,
+    containers: RefCell<BTreeMap<ContainerId, Slot>>,
+    created_or_not: Notify,
+    sandboxes: RefCell<BTreeMap<PodId, Rc<Sandbox>>>,
+    unpinned: RefCell<HashMap<String, OwnedFd>>,
+    execs: RefCell<HashMap<u32, Child>>,
+    closing: Cell<bool>,
+    terminating: Cell<bool>,
+    counter: Cell<u64>,
+    keeper: Rc<Link>,
+    keeper_pid: Cell<u32>,
+    over: watch::Sender<bool>,
+}
+
+/// An id that is taken.
+#[derive(Debug)]
+enum Slot {
+    Creating,
+    Here(Rc<Container>),
+}
+
+impl Monitor {
+    /// A monitor without containers. Starts the relay's thread.
+    ///
+    /// # Errors
+    /// If the thread or the directories below the run directory cannot be made.
+    pub fn new(config: Config, keeper: Rc<Link>, keeper_pid: u32) -> Result<Rc<Self>, Error> {
+        let reaper = Rc::new(Reaper::default());
+        let runtime = Runtime::new(config.runtime.clone(), config.runtime_root.clone(), Rc::clone(&reaper));
+        let monitor = Self {
+            events: EventLog::default(),
+            relay: Relay::start()?,
+            runtime,
+            reaper,
+            containers: RefCell::default(),
+            created_or_not: Notify::new(),
+            sandboxes: RefCell::default(),
+            unpinned: RefCell::default(),
+            execs: RefCell::default(),
+            closing: Cell::new(false),
+            terminating: Cell::new(false),
+            counter: Cell::new(0),
+            keeper,
+            keeper_pid: Cell::new(keeper_pid),
+            over: watch::channel(false).0,
+            config,
+        };
+        for directory in monitor.own_dirs() {
+            make_private_dir(&directory)?;
+        }
+        Ok(Rc::new(monitor))
+    }
+
+    /// The pid that engines know: the keeper's, while it lives; else our own.
+    #[must_use]
+    pub fn stable_pid(&self) -> u32 {
+        match self.keeper_pid.get() {
+            0 => std::process::id(),
+            pid => pid,
+        }
+    }
+
+    /// Takes note that the keeper is gone.
+    pub fn keeper_is_gone(&self) {
+        self.keeper_pid.set(0);
+    }
+
+    /// A container that is known, in whatever phase but `Creating`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownContainer`], or [`Error::WrongState`] while it is created.
+    pub fn find(&self, id: &ContainerId) -> Result<Rc<Container>, Error> {
+        match self.containers.borrow().get(id) {
+            Some(Slot::Here(container)) => Ok(Rc::clone(container)),
+            Some(Slot::Creating) => Err(Error::WrongState {
+                id: id.to_string(),
+                phase: Phase::Creating,
+                reason: "wait until its create has been answered",
+            }),
+            None => Err(Error::UnknownContainer(id.to_string())),
+        }
+    }
+
+    /// A container whose process is there.
+    ///
+    /// # Errors
+    /// As [`Monitor::find`], and [`Error::HasExited`].
+    pub fn living(&self, id: &ContainerId) -> Result<Rc<Container>, Error> {
+        let container = self.find(id)?;
+        match container.phase() {
+            Phase::Draining | Phase::Exited | Phase::Gone => Err(Error::HasExited(id.to_string())),
+            _ => Ok(container),
+        }
+    }
+
+    /// A container, or `None` while it is being created.
+    ///
+    /// # Errors
+    /// [`Error::UnknownContainer`].
+    pub fn state(&self, id: &ContainerId) -> Result<Option<Rc<Container>>, Error> {
+        match self.containers.borrow().get(id) {
+            Some(Slot::Creating) => Ok(None),
+            Some(Slot::Here(container)) => {
+                self.notice_foreign_start(container);
+                Ok(Some(Rc::clone(container)))
+            }
+            None => Err(Error::UnknownContainer(id.to_string())),
+        }
+    }
+
+    /// All containers and those on their way, by id.
+    #[must_use]
+    pub fn list(&self) -> Vec<(ContainerId, Option<Rc<Container>>)> {
+        let containers = self.containers.borrow();
+        let entries = containers.iter().map(|(id, slot)| match slot {
+            Slot::Creating => (id.clone(), None),
+            Slot::Here(container) => {
+                self.notice_foreign_start(container);
+                (id.clone(), Some(Rc::clone(container)))
+            }
+        });
+        entries.collect()
+    }
+
+    /// Makes the attach socket of a container, if it is not there.
+    ///
+    /// # Errors
+    /// If the container is gone or the socket cannot be made.
+    pub async fn attach(&self, id: &ContainerId, attach: Attach) -> Result<(), Error> {
+        let stream = self.living(id)?.stream()?;
+        let answer = ask(|reply| self.relay.attach(stream, attach, reply)).await?;
+        Ok(answer?)
+    }
+
+    /// Closes a container's log files and opens their paths again.
+    ///
+    /// # Errors
+    /// If the container is gone or a file cannot be opened.
+    pub async fn reopen_logs(&self, id: &ContainerId) -> Result<(), Error> {
+        let stream = self.living(id)?.stream()?;
+        let answer = ask(|reply| self.relay.reopen_logs(stream, reply)).await?;
+        Ok(answer?)
+    }
+
+    /// Sets the size of a container's terminal, in characters.
+    ///
+    /// # Errors
+    /// [`Error::NoTerminal`] if it has none.
+    pub fn set_window_size(&self, id: &ContainerId, width: u16, height: u16) -> Result<(), Error> {
+        let container = self.living(id)?;
+        let terminal = container.streams.as_ref().and_then(|s| s.terminal.as_ref());
+        let terminal = terminal.ok_or_else(|| Error::NoTerminal(id.to_string()))?;
+        let size = rustix::termios::Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(terminal, size)
+            .map_err(|error| Error::io(format!("resize the terminal of {id}"), error))
+    }
+
+    /// Waits until the pod is over.
+    pub async fn ended(&self) {
+        // An error would mean that the sender, a field of `self`, is gone.
+        if self.over.subscribe().wait_for(|over| *over).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn refuse_if_closing(&self) -> Result<(), Error> {
+        if self.closing.get() { Err(Error::ShuttingDown) } else { Ok(()) }
+    }
+
+    /// Waits until no create is under way.
+    async fn creates_done(&self) {
+        loop {
+            let done = self.created_or_not.notified();
+            if !self.containers.borrow().values().any(|slot| matches!(slot, Slot::Creating)) {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    /// Bounds the memory of exits that nobody deletes here.
+    fn forget_old_exits(&self) {
+        let mut containers = self.containers.borrow_mut();
+        let mut exited = containers
+            .iter()
+            .filter_map(|(id, slot)| match slot {
+                Slot::Here(container) => container.exit().map(|exit| (exit.at_ns, id.clone())),
+                Slot::Creating => None,
+            })
+            .collect::<Vec<_>>();
+        if exited.len() > EXITED_KEPT_MAX {
+            exited.sort();
+            for (_, id) in exited.drain(..exited.len() - EXITED_KEPT_MAX) {
+                containers.remove(&id);
+                self.unsave(&id);
+            }
+        }
+    }
+
+    fn sockets_dir(&self) -> PathBuf {
+        self.config.run_dir.join("sockets")
+    }
+
+    fn execs_dir(&self) -> PathBuf {
+        self.config.run_dir.join("execs")
+    }
+
+    fn containers_dir(&self) -> PathBuf {
+        self.config.run_dir.join("containers")
+    }
+
+    fn sandboxes_dir(&self) -> PathBuf {
+        self.config.run_dir.join("sandboxes")
+    }
+
+    /// The directories below the run directory that are ours alone.
+    fn own_dirs(&self) -> [PathBuf; 4] {
+        [self.sockets_dir(), self.execs_dir(), self.containers_dir(), self.sandboxes_dir()]
+    }
+
+    /// A file name that this monitor uses once.
+    fn unique(&self, what: &str) -> String {
+        self.counter.set(self.counter.get() + 1);
+        format!("{what}-{}-{}", std::process::id(), self.counter.get())
+    }
+}
+
+/// Asks the relay and waits for its answer.
+async fn ask<T: Send + 'static>(question: impl FnOnce(relay::Reply<T>)) -> Result<T, Error> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    question(Box::new(move |answer| {
+        if sender.send(answer).is_err() {
+            ::log::debug!("nobody waited for an answer of the relay");
+        }
+    }));
+    receiver.await.map_err(|_| Error::Internal("the relay did not answer"))
+}
+
+fn make_private_dir(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| Error::io(format!("make the directory {}", path.display()), error))
+}

@@ -5,10 +5,12 @@ use std::ffi::CStr;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::sys::namespace::Flags;
 
 /// A kind of namespace (namespaces(7)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     /// Network devices, addresses, routes, sockets.
     Net,

@@ -141,11 +141,6 @@ pub fn remove(base: &Path, name: &str) -> Result<(), Vec<Error>> {
     pin::remove(base, name)
 }
 
-/// The program that becomes PID 1 of a pod.
-fn init_image() -> std::io::Result<OwnedFd> {
-    Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "this build has no init program"))
-}
-
 impl Environment {
     /// An engine that asks over RPC.
     pub(crate) const SANDBOX: Self = Self {
@@ -153,6 +148,6 @@ impl Environment {
         set_up: make::SetUp::Pod,
         place: make::Place::Thread,
         base: pin::Parents::Make,
-        init: InitImage(init_image),
+        init: InitImage(crate::init::image),
     };
 }

@@ -4,12 +4,14 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::sysctl::Sysctl;
 use super::{Error, Kind};
 use crate::limits::{HOSTNAME_BYTES_MAX, ID_BYTES_MAX, ID_MAPPINGS_MAX, SYSCTLS_MAX};
 
 /// Where a pod's namespace comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// A new one.
     Create,
@@ -20,7 +22,7 @@ pub enum Source {
 }
 
 /// A range of ids of a user namespace and the range outside that it stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMapping {
     /// First id inside.
     pub inside: u32,
@@ -31,7 +33,7 @@ pub struct IdMapping {
 }
 
 /// How namespaces are kept once they are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Placement {
     /// Pinned below the base directory, where other programs find them.
     Pinned,
@@ -40,7 +42,7 @@ pub enum Placement {
 }
 
 /// A pod's namespaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// The pod's id; the file name of its pins.
     pub name: String,

@@ -1,5 +1,11 @@
-//! Cap'n Proto server and client: translation only.
+//! Cap'n Proto server and client: translation only. No decision about a
+//! container is made here, and nothing below this module names an RPC type.
 #![forbid(unsafe_code)]
 
 pub mod client;
+mod conmon;
+mod convert;
+mod pod;
+mod sandbox;
 pub mod schema;
+pub mod server;

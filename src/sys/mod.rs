@@ -6,10 +6,10 @@
 pub mod descendants;
 pub mod fd;
 pub mod fork;
-pub mod oom;
-pub mod process;
 pub mod mount;
 pub mod namespace;
 pub mod nsfs;
+pub mod oom;
+pub mod process;
 pub mod socket;
 pub mod spawn;

@@ -26,15 +26,20 @@ pub fn protect() -> io::Result<()> {
 /// Makes system calls only, so it may be called between fork and exec.
 ///
 /// # Errors
-/// What open(2), read(2) and write(2) say.
+/// What open(2) and write(2) say.
 pub fn unprotect() -> io::Result<()> {
+    if is_protected() { write(NEUTRAL) } else { Ok(()) }
+}
+
+/// Whether this process is one that [`protect`] protected, or a child of one.
+#[must_use]
+pub fn is_protected() -> bool {
     let mut score = [0u8; 16];
-    let file = rustix::fs::open(SCORE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let length = rustix::io::read(&file, &mut score)?;
-    if score.get(..length).is_some_and(|score| score.trim_ascii_end() == NEVER) {
-        write(NEUTRAL)?;
-    }
-    Ok(())
+    let Ok(file) = rustix::fs::open(SCORE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+        return false;
+    };
+    let length = rustix::io::read(&file, &mut score).unwrap_or(0);
+    score.get(..length).is_some_and(|score| score.trim_ascii_end() == NEVER)
 }
 
 fn write(score: &[u8]) -> io::Result<()> {

@@ -97,6 +97,17 @@ fn wait(kind: libc::idtype_t, id: libc::id_t, extra: libc::c_int) -> io::Result<
     Ok(Some(ChildExit { pid, how, at_ns: now_ns() }))
 }
 
+/// Sends any signal, real-time ones too, to the process behind `pidfd`.
+///
+/// # Errors
+/// What pidfd_send_signal(2) says: `ESRCH` if it has been collected.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo asks for that of kill(2); the other arguments are integers.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Gives memory that the allocator holds but nobody uses back to the kernel.
 pub fn trim_memory() {
     // SAFETY: malloc_trim takes a size, walks the allocator's own free lists under its lock, and may be

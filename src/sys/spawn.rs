@@ -5,6 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use crate::sys::oom;
+
 /// A descriptor and the number under which the program shall find it.
 #[derive(Debug)]
 pub struct PassedFd {
@@ -38,6 +40,16 @@ pub fn prepare(command: &mut Command, passed: Vec<PassedFd>) {
     unsafe { command.pre_exec(closure) };
 }
 
+/// Makes the program that `command` starts as likely a victim of the kernel's
+/// out-of-memory killer as any, if this process is protected from it: a
+/// container must not inherit that.
+pub fn unprotect(command: &mut Command) {
+    if oom::is_protected() {
+        // SAFETY: the closure runs between fork and exec and makes system calls only.
+        unsafe { command.pre_exec(oom::unprotect) };
+    }
+}
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -46,7 +58,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 /// plain close: std's own pipe to the parent must live until the exec.
 fn close_from(keep: impl Iterator<Item = RawFd>) -> io::Result<()> {
     // SAFETY: close_range takes three ints and touches no memory.
-    check(unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) })?;
+    check(unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) })?;
     for number in keep {
         // SAFETY: F_SETFD takes an int and touches no memory.
         check(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;

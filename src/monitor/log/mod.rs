@@ -37,6 +37,8 @@ use std::time::Instant;
 
 use batch::{Batch, Channel, Gather};
 use file::{FileSink, Format};
+use serde::{Deserialize, Serialize};
+
 use journald::{Identity, JournaldSink};
 use split::{Record, Splitter, Tag};
 use stamp::Stamp;
@@ -81,7 +83,7 @@ pub enum LogError {
 }
 
 /// Which log driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogKind {
     /// A file as kubelet reads it ([`cri`]).
     Cri,
@@ -92,7 +94,7 @@ pub enum LogKind {
 }
 
 /// One log of a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogConfig {
     /// The driver.
     pub kind: LogKind,

@@ -1,0 +1,175 @@
+//! The memory cgroup of a container and what it counts, on cgroup v1 and v2.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::monitor::error::Error;
+
+/// Where a process' OOM kills are counted.
+///
+/// The kernel counts a kill in the cgroup of the victim (v1:
+/// `memory.oom_control`, v2: `memory.events`, field `oom_kill`), whichever limit
+/// was hit, so the container's own file tells it from its neighbours' kills.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OomCounter {
+    file: PathBuf,
+    baseline: u64,
+}
+
+impl OomCounter {
+    /// The counter of the cgroup in which `pid` is, with its value as baseline.
+    /// `None` if the machine has no memory controller, or the process is in a
+    /// root cgroup, which counts nothing.
+    ///
+    /// # Errors
+    /// What reading /proc says.
+    pub fn of(pid: u32) -> io::Result<Option<Self>> {
+        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let Some(file) = locate(&membership, &mounts) else { return Ok(None) };
+        let baseline = read_oom_kills(&file).unwrap_or(0);
+        Ok(file.exists().then_some(Self { file, baseline }))
+    }
+
+    /// The counter in `file`, with a baseline that was read earlier.
+    #[must_use]
+    pub fn resume(file: PathBuf, baseline: u64) -> Self {
+        Self { file, baseline }
+    }
+
+    /// The file and the baseline, for [`OomCounter::resume`].
+    #[must_use]
+    pub fn parts(self) -> (PathBuf, u64) {
+        (self.file, self.baseline)
+    }
+
+    /// OOM kills since the baseline. A cgroup that is gone has counted none that
+    /// we could know of.
+    #[must_use]
+    pub fn kills(&self) -> u64 {
+        read_oom_kills(&self.file).unwrap_or(0).saturating_sub(self.baseline)
+    }
+}
+
+/// Moves this process into the cgroups of process `leader`, where they differ:
+/// engines move the pid that they know, the keeper's, and mean all of the monitor.
+///
+/// # Errors
+/// What could not be read or written, with the file.
+pub fn follow(leader: u32) -> Result<(), Error> {
+    let read =
+        |path: &str| fs::read_to_string(path).map_err(|error| Error::io(format!("read {path}"), error));
+    let theirs = read(&format!("/proc/{leader}/cgroup"))?;
+    let ours = read("/proc/self/cgroup")?;
+    if theirs == ours {
+        return Ok(());
+    }
+    let mounts = read("/proc/self/mountinfo")?;
+    for line in theirs.lines().filter(|line| !ours.lines().any(|own| own == *line)) {
+        let Some(file) = membership_file(line, &mounts) else { continue };
+        // "0" is the writer itself (cgroups(7)).
+        fs::write(&file, "0").map_err(|error| Error::io(format!("move to {}", file.display()), error))?;
+    }
+    Ok(())
+}
+
+/// Where to write to enter the cgroup of a line of /proc/PID/cgroup.
+fn membership_file(line: &str, mounts: &str) -> Option<PathBuf> {
+    let mut fields = line.splitn(3, ':');
+    let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let directory = if controllers.is_empty() {
+        mounted(mounts, path, "cgroup2", None)?
+    } else {
+        mounted(mounts, path, "cgroup", controllers.split(',').next())?
+    };
+    Some(directory.join("cgroup.procs"))
+}
+
+fn read_oom_kills(file: &Path) -> Option<u64> {
+    oom_kill_field(&fs::read_to_string(file).ok()?)
+}
+
+/// The value of the line `oom_kill N`.
+fn oom_kill_field(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok())
+}
+
+/// The counter's file, from /proc/PID/cgroup and /proc/self/mountinfo (proc(5)).
+fn locate(membership: &str, mounts: &str) -> Option<PathBuf> {
+    let path_of = |wanted: &dyn Fn(&str, &str) -> bool| {
+        membership.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (hierarchy, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            wanted(hierarchy, controllers).then(|| path.to_owned())
+        })
+    };
+    let v1 = path_of(&|_, controllers| controllers.split(',').any(|c| c == "memory"));
+    if let Some(path) = v1
+        && let Some(directory) = mounted(mounts, &path, "cgroup", Some("memory"))
+    {
+        return Some(directory.join("memory.oom_control"));
+    }
+    let path = path_of(&|hierarchy, controllers| hierarchy == "0" && controllers.is_empty())?;
+    Some(mounted(mounts, &path, "cgroup2", None)?.join("memory.events"))
+}
+
+/// Where the cgroup `path` is visible, on a mount of type `kind` that has the
+/// super option `option`.
+fn mounted(mounts: &str, path: &str, kind: &str, option: Option<&str>) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut filesystem = filesystem.split(' ');
+        let (found, options) = (filesystem.next()?, filesystem.nth(1)?);
+        if found != kind || option.is_some_and(|wanted| options.split(',').all(|o| o != wanted)) {
+            return None;
+        }
+        let mut mount = mount.split(' ');
+        let (root, point) = (mount.nth(3)?, mount.next()?);
+        let below = if root == "/" { path } else { path.strip_prefix(root)? };
+        Some(Path::new(point).join(below.trim_start_matches('/')))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "24 1 0:20 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n\
+                      25 1 0:21 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+    const V2: &str = "25 1 0:21 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn hybrid_counts_where_the_memory_controller_is() {
+        let file = locate("5:memory:/pod/c1\n0::/other\n", V1).unwrap();
+        assert_eq!(file, Path::new("/sys/fs/cgroup/memory/pod/c1/memory.oom_control"));
+    }
+
+    #[test]
+    fn unified_counts_in_memory_events() {
+        let file = locate("0::/pod.slice/c1.scope\n", V2).unwrap();
+        assert_eq!(file, Path::new("/sys/fs/cgroup/pod.slice/c1.scope/memory.events"));
+    }
+
+    #[test]
+    fn a_bind_mounted_subtree_is_found_below_its_root() {
+        let mounts = "24 1 0:20 /outer /cg rw - cgroup cgroup rw,memory\n";
+        assert_eq!(locate("5:memory:/outer/c1\n", mounts).unwrap(), Path::new("/cg/c1/memory.oom_control"));
+        assert_eq!(locate("5:memory:/elsewhere/c1\n", mounts), None);
+    }
+
+    #[test]
+    fn each_hierarchy_is_entered_where_it_is_mounted() {
+        let at = |line| membership_file(line, V1);
+        assert_eq!(at("5:memory:/mon").unwrap(), Path::new("/sys/fs/cgroup/memory/mon/cgroup.procs"));
+        assert_eq!(at("0::/mon").unwrap(), Path::new("/sys/fs/cgroup/unified/mon/cgroup.procs"));
+        assert_eq!(at("3:cpuset:/mon"), None);
+    }
+
+    #[test]
+    fn the_field_is_not_mistaken_for_its_neighbours() {
+        assert_eq!(oom_kill_field("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), Some(3));
+        assert_eq!(oom_kill_field("low 0\noom 2\noom_kill 1\noom_group_kill 5\n"), Some(1));
+        assert_eq!(oom_kill_field("oom 2\n"), None);
+    }
+}

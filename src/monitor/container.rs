@@ -1,0 +1,210 @@
+//! One container: what is known of it, and its way from created to exited.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use crate::limits::{DRAIN_GRACE, DRAIN_MAX};
+use crate::monitor::Monitor;
+use crate::monitor::cgroup::OomCounter;
+use crate::monitor::error::Error;
+use crate::monitor::event::Happening;
+use crate::monitor::exit::{ExitCause, ExitRecord};
+use crate::monitor::id::ContainerId;
+use crate::monitor::life::{self, Effect, Input, Phase};
+use crate::monitor::reaper::Child;
+use crate::monitor::relay::{Drained, Relay, StreamId};
+use crate::monitor::saved::Saved;
+use crate::sys::process::now_ns;
+
+/// A container that the OCI runtime has created.
+#[derive(Debug)]
+pub struct Container {
+    /// Its id.
+    pub id: ContainerId,
+    /// What was known of it at its creation.
+    pub saved: Saved,
+    /// Its first process.
+    pub child: Child,
+    pub(super) streams: Option<Streams>,
+    pub(super) held: RefCell<Vec<OwnedFd>>,
+    pub(super) ended: RefCell<Option<(ExitCause, u64)>>,
+    pub(super) exit: watch::Sender<Option<Rc<ExitRecord>>>,
+    phase: Cell<Phase>,
+    started_at_ns: Cell<u64>,
+}
+
+/// A container's streams.
+#[derive(Debug)]
+pub(super) struct Streams {
+    /// In the relay.
+    pub(super) relay: StreamId,
+    /// The master of its terminal, for resizes.
+    pub(super) terminal: Option<OwnedFd>,
+}
+
+impl Container {
+    pub(super) fn new(id: ContainerId, saved: Saved, child: Child, streams: Option<Streams>) -> Self {
+        Self {
+            id,
+            child,
+            streams,
+            held: RefCell::default(),
+            ended: RefCell::new(saved.ended.clone()),
+            exit: watch::channel(None).0,
+            phase: Cell::new(Phase::Created),
+            started_at_ns: Cell::new(saved.started_at_ns),
+            saved,
+        }
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// When our `start` was answered, Unix time in nanoseconds; 0 if it was not us.
+    #[must_use]
+    pub fn started_at_ns(&self) -> u64 {
+        self.started_at_ns.get()
+    }
+
+    /// Its exit, once recorded.
+    #[must_use]
+    pub fn exit(&self) -> Option<Rc<ExitRecord>> {
+        self.exit.borrow().clone()
+    }
+
+    /// Waits until its exit has been recorded.
+    pub async fn recorded(&self) -> Rc<ExitRecord> {
+        let mut exit = self.exit.subscribe();
+        loop {
+            if let Some(record) = exit.borrow_and_update().clone() {
+                return record;
+            }
+            if exit.changed().await.is_err() {
+                // The sender is a field of `self`: it outlives this call.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Path of its first log file, if it has one.
+    #[must_use]
+    pub fn log_path(&self) -> Option<&Path> {
+        self.saved.logs.iter().map(|log| log.path.as_path()).find(|path| !path.as_os_str().is_empty())
+    }
+
+    /// Its streams in the relay.
+    ///
+    /// # Errors
+    /// [`Error::HasExited`] if they are closed.
+    pub(super) fn stream(&self) -> Result<StreamId, Error> {
+        let streams = self.streams.as_ref().ok_or_else(|| Error::HasExited(self.id.to_string()))?;
+        Ok(streams.relay)
+    }
+
+    /// Puts it where an earlier monitor, or the OCI runtime, has brought it.
+    pub(super) fn resume_as(&self, phase: Phase) {
+        self.phase.set(phase);
+    }
+
+    pub(super) fn set_started(&self) {
+        self.started_at_ns.set(now_ns());
+    }
+
+    /// Takes one step of its life.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] if the life cycle refuses it.
+    pub fn step(&self, input: Input) -> Result<Effect, Error> {
+        let (next, effect) = life::step(self.phase.get(), input).map_err(|reason| Error::WrongState {
+            id: self.id.to_string(),
+            phase: self.phase.get(),
+            reason,
+        })?;
+        self.phase.set(next);
+        Ok(effect)
+    }
+
+    /// As [`Container::step`], for what the monitor itself saw and nobody can refuse.
+    fn note(&self, input: Input) {
+        if let Err(error) = self.step(input) {
+            ::log::error!("{error}");
+        }
+    }
+}
+
+/// Waits until the streams have been read to their end, at most [`DRAIN_MAX`].
+/// `None` if the relay did not answer by then.
+pub(super) async fn drain(relay: &Relay, stream: StreamId, grace: Duration) -> Option<Drained> {
+    let (sender, receiver) = oneshot::channel();
+    let reply = move |drained| {
+        if sender.send(drained).is_err() {
+            ::log::warn!("a stream was drained after its time-out");
+        }
+    };
+    relay.finish(stream, grace, Box::new(reply));
+    tokio::time::timeout(DRAIN_MAX, receiver).await.ok()?.ok()
+}
+
+impl Monitor {
+    /// Follows `container` to its exit and records it: streams to their end, OOM
+    /// verdict, files, event, whoever waits. In this order.
+    pub(super) async fn follow(self: Rc<Self>, container: Rc<Container>) {
+        let (cause, at_ns) = self.end_of(&container).await;
+        container.note(Input::Ended);
+        let kills =
+            container.saved.oom.clone().map_or(0, |(file, base)| OomCounter::resume(file, base).kills());
+        // From here on this process is the only one who knows: write it down before the streams are
+        // drained, which may take a while.
+        container.ended.replace(Some((cause.clone(), at_ns)));
+        self.save(&container);
+        let drained = match &container.streams {
+            Some(streams) => drain(&self.relay, streams.relay, DRAIN_GRACE).await,
+            None => None,
+        };
+        let log_complete = drained.is_some_and(|drained| drained.complete);
+        let record = ExitRecord { cause, oom_killed: kills > 0, at_ns, log_complete };
+        for (path, error) in container.saved.files.write(&record) {
+            ::log::error!("container {}: cannot write exit file {}: {error}", container.id, path.display());
+        }
+        container.held.take();
+        container.note(Input::Recorded);
+        ::log::info!("container {} exited: {record:?}", container.id);
+        if record.oom_killed {
+            self.events.add(Some(&container.id), Happening::OomKilled);
+        }
+        self.events.add(Some(&container.id), Happening::Exited(record.clone()));
+        container.exit.send_replace(Some(Rc::new(record)));
+        self.save(&container);
+        self.release_streams(&container);
+        self.run_cleanup(&container);
+        self.forget_old_exits();
+    }
+
+    async fn end_of(&self, container: &Container) -> (ExitCause, u64) {
+        if let Some(ended) = container.ended.borrow().clone() {
+            return ended;
+        }
+        let exit = container.child.exited().await;
+        (exit.into(), exit.map_or_else(now_ns, |exit| exit.at_ns))
+    }
+
+    /// Starts the cleanup command that came with the create request.
+    fn run_cleanup(&self, container: &Container) {
+        let Some((program, arguments)) = container.saved.cleanup.split_first() else { return };
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).stdin(std::process::Stdio::null());
+        match command.spawn() {
+            // The reaper collects it with the orphans.
+            Ok(child) => ::log::debug!("container {}: cleanup command is pid {}", container.id, child.id()),
+            Err(error) => ::log::error!("container {}: cannot run {program:?}: {error}", container.id),
+        }
+    }
+}

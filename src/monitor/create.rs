@@ -1,0 +1,326 @@
+//! Creating a container: all of it, or nothing.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+
+use crate::monitor::cgroup::{self, OomCounter};
+use crate::monitor::console::ConsoleSocket;
+use crate::monitor::container::{Container, Streams};
+use crate::monitor::error::Error;
+use crate::monitor::event::Happening;
+use crate::monitor::exit::ExitFiles;
+use crate::monitor::id::ContainerId;
+use crate::monitor::life::Phase;
+use crate::monitor::log::journald::Identity;
+use crate::monitor::log::{LogConfig, LogSet};
+use crate::monitor::reaper::Child;
+use crate::monitor::relay::{Open, Output};
+use crate::monitor::runtime::{Call, CallOptions, Outcome, Purpose, pipe};
+use crate::monitor::saved::Saved;
+use crate::monitor::tree::start_ticks;
+use crate::monitor::{Monitor, Slot};
+use crate::sys::process::now_ns;
+use crate::sys::spawn::PassedFd;
+
+/// What a client asks for.
+#[derive(Debug)]
+pub struct CreateRequest {
+    /// Id of the container.
+    pub id: ContainerId,
+    /// Its bundle: a directory with a `config.json`.
+    pub bundle: PathBuf,
+    /// Whether config.json says `terminal: true`.
+    pub terminal: bool,
+    /// Whether clients can write to its standard input.
+    pub stdin: bool,
+    /// Files that tell of its exit.
+    pub files: ExitFiles,
+    /// Where its output goes.
+    pub logs: Vec<LogConfig>,
+    /// Run after its exit.
+    pub cleanup: Vec<String>,
+    /// How the runtime is called.
+    pub options: CallOptions,
+    /// Arguments of the runtime's `create`.
+    pub command_args: Vec<String>,
+    /// Given to the runtime as descriptors 3, 4, ...
+    pub additional_fds: Vec<OwnedFd>,
+    /// Kept open until the container has exited.
+    pub leak_fds: Vec<OwnedFd>,
+}
+
+/// The ends of a container's streams that stay here.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub(super) output: Output,
+    pub(super) stdin: Option<OwnedFd>,
+    /// For resizes.
+    pub(super) terminal: Option<OwnedFd>,
+}
+
+impl Ends {
+    /// A terminal is one descriptor for everything.
+    pub(super) fn of_terminal(master: OwnedFd, stdin: bool) -> Result<Self, Error> {
+        let duplicate = || {
+            let copy = master.try_clone();
+            copy.map_err(|error| Error::io("duplicate the descriptor of the terminal", error))
+        };
+        let stdin = if stdin { Some(duplicate()?) } else { None };
+        Ok(Self { stdin, terminal: Some(duplicate()?), output: Output::Terminal(master) })
+    }
+}
+
+impl Monitor {
+    /// Creates a container and returns the pid of its first process.
+    ///
+    /// # Errors
+    /// If anything fails; then nothing of it is left.
+    pub async fn create(self: &Rc<Self>, request: CreateRequest) -> Result<u32, Error> {
+        self.refuse_if_closing()?;
+        check_bundle(&request.bundle)?;
+        if let Err(error) = cgroup::follow(self.stable_pid()) {
+            // The containers are in cgroups of their own; only the monitor's own cost is in the wrong one.
+            ::log::warn!("cannot follow the keeper to its cgroup: {error}");
+        }
+        self.reserve(&request.id)?;
+        let id = request.id.clone();
+        let created = self.create_reserved(request).await;
+        self.created_or_not.notify_waiters();
+        let mut containers = self.containers.borrow_mut();
+        match created {
+            Ok(container) => {
+                let pid = container.child.pid();
+                containers.insert(id.clone(), Slot::Here(Rc::clone(&container)));
+                drop(containers);
+                ::log::info!("container {id} created, pid {pid}");
+                self.events.add(Some(&id), Happening::Created(pid));
+                tokio::task::spawn_local(Rc::clone(self).follow(container));
+                Ok(pid)
+            }
+            Err(error) => {
+                containers.remove(&id);
+                ::log::warn!("container {id} was not created: {error}");
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the id, unless it is in use. The record of a container that has
+    /// exited gives way: engines delete containers through the runtime.
+    fn reserve(&self, id: &ContainerId) -> Result<(), Error> {
+        let mut containers = self.containers.borrow_mut();
+        match containers.get(id) {
+            Some(Slot::Here(container)) if container.phase() == Phase::Exited => {}
+            Some(_) => return Err(Error::Exists(id.to_string())),
+            None => {}
+        }
+        containers.insert(id.clone(), Slot::Creating);
+        Ok(())
+    }
+
+    async fn create_reserved(&self, mut request: CreateRequest) -> Result<Rc<Container>, Error> {
+        let logs = open_logs(&request.logs, &request.id)?;
+        let was_there = self.runtime.state_dir(&request.id).is_some_and(|directory| directory.exists());
+        let expecting = self.reaper.expect();
+        let made = match self.run_create(&mut request).await {
+            Ok(ends) => adopt_from(&self.reaper, &pid_file(&request.bundle)).map(|child| (ends, child)),
+            Err(error) => Err(error),
+        };
+        drop(expecting);
+        let (ends, child) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                logs.undo();
+                if !was_there {
+                    self.undo_create(&request).await;
+                }
+                return Err(error);
+            }
+        };
+        self.keep_streams(&request.id, &ends);
+        let open = Open { output: ends.output, stdin: ends.stdin, logs, capture_max: None };
+        let relay = match self.relay.open(open) {
+            Ok(relay) => relay,
+            Err(error) => {
+                self.undo_create(&request).await;
+                return Err(error.into());
+            }
+        };
+        let oom = OomCounter::of(child.pid()).unwrap_or_default();
+        let saved = Saved {
+            id: request.id.to_string(),
+            pid: child.pid(),
+            start_ticks: start_ticks(child.pid()).unwrap_or(0),
+            bundle: request.bundle,
+            terminal: request.terminal,
+            stdin: request.stdin,
+            created_at_ns: now_ns(),
+            started_at_ns: 0,
+            files: request.files,
+            logs: request.logs,
+            cleanup: request.cleanup,
+            options: request.options,
+            oom: oom.map(|counter| counter.parts()),
+            ended: None,
+            exit: None,
+        };
+        let streams = Streams { relay, terminal: ends.terminal };
+        let container = Rc::new(Container::new(request.id, saved, child, Some(streams)));
+        container.held.replace(request.leak_fds);
+        self.save(&container);
+        Ok(container)
+    }
+
+    /// Runs the runtime's `create` with pipes or a terminal.
+    async fn run_create(&self, request: &mut CreateRequest) -> Result<Ends, Error> {
+        remove_stale(&pid_file(&request.bundle))?;
+        let mut command = self.runtime.command(&request.options);
+        command.arg("create").arg("--bundle").arg(&request.bundle);
+        command.arg("--pid-file").arg(pid_file(&request.bundle)).args(&request.command_args);
+        let passed = request.additional_fds.drain(..).zip(3..);
+        let passed = passed.map(|(fd, number)| PassedFd { fd, number }).collect::<Vec<_>>();
+        if request.terminal {
+            self.create_with_terminal(request, command, passed).await
+        } else {
+            self.create_with_pipes(request, command, passed).await
+        }
+    }
+
+    async fn create_with_pipes(
+        &self,
+        request: &CreateRequest,
+        mut command: Command,
+        passed: Vec<PassedFd>,
+    ) -> Result<Ends, Error> {
+        let (stdout, stdout_write) = pipe()?;
+        let (stderr, stderr_write) = pipe()?;
+        command.stdout(stdout_write).stderr(stderr_write).arg(request.id.as_str());
+        let mut stdin = None;
+        if request.stdin {
+            let (read, write) = pipe()?;
+            command.stdin(read);
+            stdin = Some(write);
+        }
+        let mut call = self.runtime.start(
+            Purpose { action: "create", id: &request.id },
+            command,
+            passed,
+            vec![stderr, stdout],
+        )?;
+        call.outcome(Some(self.config.create_timeout)).await.into_result()?;
+        let mut ends = call.into_heard().into_iter();
+        let (Some(stderr), Some(stdout)) = (ends.next(), ends.next()) else {
+            return Err(Error::Internal("a create call lost its pipes"));
+        };
+        Ok(Ends { output: Output::Pipes { stdout, stderr }, stdin, terminal: None })
+    }
+
+    async fn create_with_terminal(
+        &self,
+        request: &CreateRequest,
+        mut command: Command,
+        passed: Vec<PassedFd>,
+    ) -> Result<Ends, Error> {
+        let console = ConsoleSocket::new(&self.sockets_dir(), self.unique("console"))?;
+        let (stderr, stderr_write) = pipe()?;
+        command.stderr(stderr_write).arg("--console-socket").arg(console.argument()).arg(request.id.as_str());
+        let call = self.runtime.start(
+            Purpose { action: "create", id: &request.id },
+            command,
+            passed,
+            vec![stderr],
+        )?;
+        let master = terminal_of(call, &console, Some(self.config.create_timeout)).await?;
+        Ends::of_terminal(master, request.stdin)
+    }
+
+    /// Removes what a failed create may have left in the runtime's books.
+    async fn undo_create(&self, request: &CreateRequest) {
+        let there = self.runtime.state_dir(&request.id).is_none_or(|directory| directory.exists());
+        if there {
+            let arguments = ["delete", "--force"];
+            let limit = crate::limits::RUNTIME_CALL_TIMEOUT;
+            let deleted = self
+                .runtime
+                .run(Purpose { action: "delete", id: &request.id }, &request.options, &arguments, limit)
+                .await;
+            if let Err(error) = deleted {
+                ::log::debug!("nothing of container {} was left to delete: {error}", request.id);
+            }
+        }
+        if let Err(error) = remove_stale(&pid_file(&request.bundle)) {
+            ::log::warn!("{error}");
+        }
+    }
+}
+
+/// Opens the logs of container `id`.
+pub(super) fn open_logs(configs: &[LogConfig], id: &ContainerId) -> Result<LogSet, Error> {
+    let identity = Identity { id: id.to_string(), ..Identity::default() };
+    Ok(LogSet::open_as(configs, &identity)?)
+}
+
+/// Runs a call until the terminal has arrived and the runtime has exited with 0.
+/// A runtime that dies without sending one is an error, not a wait without end.
+pub(super) async fn terminal_of(
+    mut call: Call,
+    console: &ConsoleSocket,
+    limit: Option<std::time::Duration>,
+) -> Result<OwnedFd, Error> {
+    let received = Cell::new(None);
+    let outcome = {
+        let receive = async {
+            received.set(Some(console.receive().await));
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            outcome = call.outcome(limit) => outcome,
+            () = receive => Outcome::Success,
+        }
+    };
+    outcome.into_result()?;
+    match received.into_inner() {
+        Some(received) => received,
+        // Sent just before the exit, and the exit was seen first.
+        None => tokio::time::timeout(crate::limits::CONSOLE_TIMEOUT, console.receive())
+            .await
+            .map_err(|_| Error::Internal("the OCI runtime succeeded without sending a terminal"))?,
+    }
+}
+
+/// Reads the pid that the runtime wrote to `path`, and tracks it.
+pub(super) fn adopt_from(reaper: &crate::monitor::reaper::Reaper, path: &Path) -> Result<Child, Error> {
+    let fail = |source| Error::io(format!("read the OCI runtime's pid file {}", path.display()), source);
+    let text = std::fs::read_to_string(path).map_err(fail)?;
+    let pid = text.trim().parse::<u32>().map_err(|error| fail(io::Error::other(error)))?;
+    reaper.adopt(pid).map_err(|error| Error::io(format!("watch process {pid}"), error))
+}
+
+fn pid_file(bundle: &Path) -> PathBuf {
+    bundle.join("pidfile")
+}
+
+fn check_bundle(bundle: &Path) -> Result<(), Error> {
+    let fail = |source| Error::Bundle { path: bundle.to_owned(), source };
+    if !bundle.is_absolute() {
+        return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "the path is not absolute")));
+    }
+    if !std::fs::metadata(bundle.join("config.json")).map_err(fail)?.is_file() {
+        return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "config.json is not a file")));
+    }
+    Ok(())
+}
+
+/// Removes a file that an earlier container may have left.
+pub(super) fn remove_stale(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}

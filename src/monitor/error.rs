@@ -1,0 +1,228 @@
+//! What the monitor can refuse or fail at. Every error has a code for programs
+//! and a sentence for people; `rpc` only carries them.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::monitor::life::Phase;
+use crate::monitor::log::LogError;
+use crate::monitor::relay::RelayError;
+use crate::ns;
+
+/// The reason codes of `schema/podinit.capnp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// The request itself is wrong.
+    InvalidArgument,
+    /// No such container, namespace or file.
+    NotFound,
+    /// The id is taken.
+    AlreadyExists,
+    /// Not in this state.
+    WrongState,
+    /// The OCI runtime said no.
+    RuntimeFailed,
+    /// A deadline passed.
+    Timeout,
+    /// A limit was reached.
+    ResourceExhausted,
+    /// Not in this version.
+    NotSupported,
+    /// The pod is being stopped.
+    ShuttingDown,
+    /// A defect of podinit.
+    Internal,
+}
+
+impl Code {
+    /// The code as it travels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "invalid-argument",
+            Self::NotFound => "not-found",
+            Self::AlreadyExists => "already-exists",
+            Self::WrongState => "wrong-state",
+            Self::RuntimeFailed => "runtime-failed",
+            Self::Timeout => "timeout",
+            Self::ResourceExhausted => "resource-exhausted",
+            Self::NotSupported => "not-supported",
+            Self::ShuttingDown => "shutting-down",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// A refusal or failure of the monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An id that could not be a file name, or worse.
+    #[error("{what} {id:?} is not usable: {reason}; use 1 to 128 letters, digits, '_', '-', '.', '+'")]
+    Id {
+        /// "container id" or "pod id".
+        what: &'static str,
+        /// The id, shortened.
+        id: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A request that makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The bundle cannot be used.
+    #[error(
+        "bundle {path:?} of the container cannot be used: {source}; it must be a directory with a config.json"
+    )]
+    Bundle {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No container of this id is known.
+    #[error("child not available: no container {0:?} in this pod")]
+    UnknownContainer(String),
+    /// The id is taken.
+    #[error("container {0:?} exists already; delete it first or choose another id")]
+    Exists(String),
+    /// The life cycle does not allow it.
+    #[error("container {id:?} is {phase}: {reason}")]
+    WrongState {
+        /// Which container.
+        id: String,
+        /// Where it is in its life.
+        phase: Phase,
+        /// Why that matters.
+        reason: &'static str,
+    },
+    /// The container has exited, so it cannot be executed in or attached to.
+    #[error("child not available: container {0:?} has exited")]
+    HasExited(String),
+    /// Resize without a terminal.
+    #[error("container has no terminal: {0:?} was created without one")]
+    NoTerminal(String),
+    /// The OCI runtime could not be started.
+    #[error("cannot start the OCI runtime {runtime:?} to {action} {id:?}: {source}")]
+    RuntimeSpawn {
+        /// Its path.
+        runtime: PathBuf,
+        /// `create`, `start`, ...
+        action: &'static str,
+        /// Which container.
+        id: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The OCI runtime failed.
+    #[error("cannot {action} container {id:?}: child command exited with: {status}: {stderr}")]
+    Runtime {
+        /// `create`, `start`, ...
+        action: &'static str,
+        /// Which container.
+        id: String,
+        /// Exit code, or 128 + signal.
+        status: i32,
+        /// What it said, shortened to its end.
+        stderr: String,
+    },
+    /// The OCI runtime took too long and was killed.
+    #[error("the OCI runtime did not {action} container {id:?} within {} s and was killed: {stderr}", limit.as_secs())]
+    RuntimeTimeout {
+        /// `create`, `start`, ...
+        action: &'static str,
+        /// Which container.
+        id: String,
+        /// The limit.
+        limit: Duration,
+        /// What it said until then.
+        stderr: String,
+    },
+    /// The process is still there after SIGKILL.
+    #[error(
+        "container {0:?} is still there after SIGKILL; a process in uninterruptible sleep needs the kernel or storage behind it to answer"
+    )]
+    Unkillable(String),
+    /// A system call of our own.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What, on what.
+        doing: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A log could not be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The data plane refused.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+    /// Namespaces could not be made.
+    #[error(transparent)]
+    Namespaces(#[from] ns::Error),
+    /// Other namespaces exist under this pod id.
+    #[error(
+        "pod id {0:?} has namespaces already, made by a different request; remove them first or choose another id"
+    )]
+    SandboxExists(String),
+    /// A method of a later version.
+    #[error("{0} is not supported by this version of podinit")]
+    NotSupported(&'static str),
+    /// The pod is on its way out.
+    #[error("the pod is being stopped")]
+    ShuttingDown,
+    /// Should not happen.
+    #[error("internal error: {0}")]
+    Internal(&'static str),
+}
+
+impl Error {
+    /// An I/O error with what was being done.
+    pub fn io(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::Io { doing: doing.into(), source: source.into() }
+    }
+
+    /// The reason code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Id { .. } | Self::Invalid(_) | Self::Bundle { .. } | Self::Log(_) => Code::InvalidArgument,
+            Self::UnknownContainer(_) | Self::HasExited(_) => Code::NotFound,
+            Self::Exists(_) | Self::SandboxExists(_) => Code::AlreadyExists,
+            Self::WrongState { .. } | Self::NoTerminal(_) => Code::WrongState,
+            Self::Runtime { .. } | Self::RuntimeSpawn { .. } => Code::RuntimeFailed,
+            Self::Namespaces(error) => match error.class() {
+                ns::Class::Invalid => Code::InvalidArgument,
+                ns::Class::Exists => Code::AlreadyExists,
+                ns::Class::NotFound => Code::NotFound,
+                ns::Class::Exhausted => Code::ResourceExhausted,
+                ns::Class::Failed => Code::RuntimeFailed,
+            },
+            Self::RuntimeTimeout { .. } | Self::Unkillable(_) => Code::Timeout,
+            Self::Io { source, .. } => io_code(source),
+            Self::Relay(error) => match error {
+                RelayError::Unknown => Code::NotFound,
+                RelayError::Socket { source, .. } => io_code(source),
+                RelayError::SocketTaken { .. } => Code::AlreadyExists,
+                RelayError::Start(_) | RelayError::Stream(_) | RelayError::TooManySockets { .. } => {
+                    Code::ResourceExhausted
+                }
+                RelayError::Ended => Code::ShuttingDown,
+            },
+            Self::NotSupported(_) => Code::NotSupported,
+            Self::ShuttingDown => Code::ShuttingDown,
+            Self::Internal(_) => Code::Internal,
+        }
+    }
+}
+
+fn io_code(error: &io::Error) -> Code {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN | libc::ENOSPC) => {
+            Code::ResourceExhausted
+        }
+        Some(libc::ENOENT) => Code::NotFound,
+        Some(libc::EEXIST | libc::EADDRINUSE) => Code::AlreadyExists,
+        _ => Code::Internal,
+    }
+}

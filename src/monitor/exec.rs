@@ -1,0 +1,208 @@
+//! Executing a command in a container and bringing back what it printed.
+
+use std::process::Command;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::limits::{DRAIN_GRACE, EXEC_OUTPUT_BYTES_MAX};
+use crate::monitor::Monitor;
+use crate::monitor::console::ConsoleSocket;
+use crate::monitor::container::{Container, drain};
+use crate::monitor::create::{adopt_from, remove_stale, terminal_of};
+use crate::monitor::error::Error;
+use crate::monitor::event::Happening;
+use crate::monitor::exit::ExitCause;
+use crate::monitor::id::ContainerId;
+use crate::monitor::log::LogSet;
+use crate::monitor::reaper::Child;
+use crate::monitor::relay::{Captured, Open, Output, StreamId};
+use crate::monitor::runtime::{CgroupManager, Outcome, Purpose, pipe};
+use crate::monitor::tree::kill_tree;
+
+/// What a client asks for.
+#[derive(Debug)]
+pub struct ExecRequest {
+    /// In which container.
+    pub id: ContainerId,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Time from now; `None` = as long as it takes.
+    pub timeout: Option<Duration>,
+    /// Give it a terminal; then all output is stdout.
+    pub terminal: bool,
+    /// Added to the command's environment.
+    pub env: Vec<(String, String)>,
+    /// Overrides the container's.
+    pub cgroup_manager: Option<CgroupManager>,
+}
+
+/// How it went.
+#[derive(Debug)]
+pub enum ExecEnd {
+    /// The command ended.
+    Exited(ExitCause),
+    /// The OCI runtime could not start it, and said this.
+    NotStarted(String),
+    /// Its time was over; it was killed with its descendants.
+    TimedOut,
+}
+
+/// Result of an exec.
+#[derive(Debug)]
+pub struct ExecOutcome {
+    /// How it went.
+    pub end: ExecEnd,
+    /// What it printed.
+    pub output: Captured,
+}
+
+/// How the runtime's call ended, and the streams that it was given.
+type Begun = (Outcome, Option<StreamId>);
+
+impl Monitor {
+    /// Executes a command and waits for its end.
+    ///
+    /// # Errors
+    /// If the container is not there or the machine is out of something. A command
+    /// that cannot be started is no error: see [`ExecEnd::NotStarted`].
+    pub async fn exec(self: &Rc<Self>, request: ExecRequest) -> Result<ExecOutcome, Error> {
+        let container = self.living(&request.id)?;
+        if request.command.is_empty() {
+            let end = ExecEnd::NotStarted("the command is empty: name a program to execute".into());
+            return Ok(ExecOutcome { end, output: Captured::default() });
+        }
+        let deadline = request.timeout.map(|timeout| Instant::now() + timeout);
+        let (process, stream) = self.start_exec(&container, &request, deadline).await?;
+        let end = match process {
+            Ok(child) => {
+                self.execs.borrow_mut().insert(child.pid(), child.clone());
+                let end = wait_or_kill(&child, deadline).await;
+                self.execs.borrow_mut().remove(&child.pid());
+                end
+            }
+            Err(end) => end,
+        };
+        let drained = match stream {
+            Some(stream) => drain(&self.relay, stream, DRAIN_GRACE).await,
+            None => None,
+        };
+        let output = drained.and_then(|drained| drained.captured).unwrap_or_default();
+        Ok(ExecOutcome { end: self.explain(&container, end, &output), output })
+    }
+
+    /// A runtime that failed said why on the stream that the command would have had.
+    fn explain(&self, container: &Container, end: ExecEnd, output: &Captured) -> ExecEnd {
+        let ExecEnd::NotStarted(mut reason) = end else { return end };
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !said.trim().is_empty() {
+            reason = said.trim().to_owned();
+        }
+        ::log::info!("container {}: exec did not start: {reason}", container.id);
+        self.events.add(Some(&container.id), Happening::ExecFailed(reason.clone()));
+        ExecEnd::NotStarted(reason)
+    }
+
+    /// Runs the runtime's `exec`; the process that it leaves behind, or how it ended
+    /// without one.
+    async fn start_exec(
+        &self,
+        container: &Container,
+        request: &ExecRequest,
+        deadline: Option<Instant>,
+    ) -> Result<(Result<Child, ExecEnd>, Option<StreamId>), Error> {
+        let expecting = self.reaper.expect();
+        let pid_file = self.execs_dir().join(self.unique("exec"));
+        let mut options = container.saved.options.clone();
+        options.cgroup_manager = request.cgroup_manager.unwrap_or(options.cgroup_manager);
+        options.env.extend(request.env.iter().cloned());
+        let mut command = self.runtime.command(&options);
+        command.args(["exec", "--detach", "--pid-file"]).arg(&pid_file);
+        for (key, value) in &request.env {
+            command.arg("--env").arg(format!("{key}={value}"));
+        }
+        let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let (outcome, stream) = if request.terminal {
+            self.exec_with_terminal(container, request, command, limit).await?
+        } else {
+            self.exec_with_pipes(container, request, command, limit).await?
+        };
+        let process = match outcome {
+            Outcome::Success => {
+                adopt_from(&self.reaper, &pid_file).map_err(|error| ExecEnd::NotStarted(error.to_string()))
+            }
+            Outcome::Failed(error) => Err(ExecEnd::NotStarted(error.to_string())),
+            Outcome::TimedOut(_) => Err(ExecEnd::TimedOut),
+        };
+        drop(expecting);
+        remove_stale(&pid_file)?;
+        Ok((process, stream))
+    }
+
+    async fn exec_with_pipes(
+        &self,
+        container: &Container,
+        request: &ExecRequest,
+        mut command: Command,
+        limit: Option<Duration>,
+    ) -> Result<Begun, Error> {
+        let (stdout, stdout_write) = pipe()?;
+        let (stderr, stderr_write) = pipe()?;
+        command.stdout(stdout_write).stderr(stderr_write);
+        command.arg(container.id.as_str()).args(&request.command);
+        let stream = self.capture(Output::Pipes { stdout, stderr })?;
+        let call = self.runtime.start(
+            Purpose { action: "exec in", id: &container.id },
+            command,
+            Vec::new(),
+            Vec::new(),
+        );
+        let mut call = call.inspect_err(|_| self.relay.abandon(stream))?;
+        Ok((call.outcome(limit).await, Some(stream)))
+    }
+
+    async fn exec_with_terminal(
+        &self,
+        container: &Container,
+        request: &ExecRequest,
+        mut command: Command,
+        limit: Option<Duration>,
+    ) -> Result<Begun, Error> {
+        let console = ConsoleSocket::new(&self.sockets_dir(), self.unique("console"))?;
+        let (stderr, stderr_write) = pipe()?;
+        command.arg("--tty").arg("--console-socket").arg(console.argument()).stderr(stderr_write);
+        command.arg(container.id.as_str()).args(&request.command);
+        let call = self.runtime.start(
+            Purpose { action: "exec in", id: &container.id },
+            command,
+            Vec::new(),
+            vec![stderr],
+        )?;
+        Ok(match terminal_of(call, &console, limit).await {
+            Ok(master) => (Outcome::Success, Some(self.capture(Output::Terminal(master))?)),
+            Err(error @ Error::RuntimeTimeout { .. }) => (Outcome::TimedOut(error), None),
+            Err(error) => (Outcome::Failed(error), None),
+        })
+    }
+
+    fn capture(&self, output: Output) -> Result<StreamId, Error> {
+        let open =
+            Open { output, stdin: None, logs: LogSet::none(), capture_max: Some(EXEC_OUTPUT_BYTES_MAX) };
+        Ok(self.relay.open(open)?)
+    }
+}
+
+async fn wait_or_kill(child: &Child, deadline: Option<Instant>) -> ExecEnd {
+    let exit = match deadline {
+        None => child.exited().await,
+        Some(deadline) => match tokio::time::timeout_at(deadline, child.exited()).await {
+            Ok(exit) => exit,
+            Err(_) => {
+                kill_tree(child).await;
+                return ExecEnd::TimedOut;
+            }
+        },
+    };
+    ExecEnd::Exited(exit.into())
+}

@@ -1,0 +1,335 @@
+//! Calls of the OCI runtime: one process each, bounded in time, and what it said
+//! kept for the error text.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
+
+use crate::limits::RUNTIME_STDERR_BYTES_MAX;
+use crate::monitor::error::Error;
+use crate::monitor::exit::ExitCause;
+use crate::monitor::id::ContainerId;
+use crate::monitor::reaper::{Child, Reaper};
+use crate::sys::spawn::{self, PassedFd};
+
+/// Who makes a container's cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CgroupManager {
+    /// systemd, over D-Bus: `--systemd-cgroup`.
+    Systemd,
+    /// The runtime itself.
+    Cgroupfs,
+}
+
+/// What every call for one container has in common.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CallOptions {
+    /// Who makes the cgroup.
+    pub cgroup_manager: CgroupManager,
+    /// Arguments before the runtime's sub-command.
+    pub global_args: Vec<String>,
+    /// Added to the runtime's environment.
+    pub env: Vec<(String, String)>,
+}
+
+/// What a call is for, as its errors tell it.
+#[derive(Debug, Clone, Copy)]
+pub struct Purpose<'a> {
+    /// `create`, `start`, ...
+    pub action: &'static str,
+    /// Which container.
+    pub id: &'a ContainerId,
+}
+
+/// The OCI runtime of this pod.
+#[derive(Debug)]
+pub struct Runtime {
+    path: PathBuf,
+    root: Option<PathBuf>,
+    reaper: Rc<Reaper>,
+}
+
+/// A call of the runtime that is under way.
+#[derive(Debug)]
+pub struct Call {
+    action: &'static str,
+    id: ContainerId,
+    child: Child,
+    heard: Vec<Listener>,
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The runtime exited with 0.
+    Success,
+    /// It exited otherwise; what it said is in the error.
+    Failed(Error),
+    /// It was killed at the deadline; what it said is in the error.
+    TimedOut(Error),
+}
+
+impl Outcome {
+    /// Success, or the error.
+    ///
+    /// # Errors
+    /// Every outcome but success.
+    pub fn into_result(self) -> Result<(), Error> {
+        match self {
+            Self::Success => Ok(()),
+            Self::Failed(error) | Self::TimedOut(error) => Err(error),
+        }
+    }
+}
+
+impl Runtime {
+    /// The runtime at `path`, which keeps its state below `root`.
+    #[must_use]
+    pub fn new(path: PathBuf, root: Option<PathBuf>, reaper: Rc<Reaper>) -> Self {
+        Self { path, root, reaper }
+    }
+
+    /// A command line up to the sub-command.
+    #[must_use]
+    pub fn command(&self, options: &CallOptions) -> Command {
+        let mut command = Command::new(&self.path);
+        if let Some(root) = &self.root {
+            let mut argument = OsString::from("--root=");
+            argument.push(root);
+            command.arg(argument);
+        }
+        if options.cgroup_manager == CgroupManager::Systemd {
+            command.arg("--systemd-cgroup");
+        }
+        command.args(&options.global_args);
+        command.envs(options.env.iter().map(|(key, value)| (key, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // A process group of its own, so that a runtime that hangs is killed with its helpers.
+        command.process_group(0);
+        command
+    }
+
+    /// Starts a call and listens to `heard`, the read ends of pipes that the
+    /// caller has put at the runtime's stdout or stderr.
+    ///
+    /// # Errors
+    /// [`Error::RuntimeSpawn`] if it cannot be executed.
+    pub fn start(
+        &self,
+        purpose: Purpose<'_>,
+        mut command: Command,
+        passed: Vec<PassedFd>,
+        heard: Vec<OwnedFd>,
+    ) -> Result<Call, Error> {
+        if !passed.is_empty() {
+            spawn::prepare(&mut command, passed);
+        }
+        let fail = |source| Error::RuntimeSpawn {
+            runtime: self.path.clone(),
+            action: purpose.action,
+            id: purpose.id.to_string(),
+            source,
+        };
+        spawn::unprotect(&mut command);
+        let heard = heard.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>().map_err(fail)?;
+        let child = command.spawn().map_err(fail)?;
+        // Our own child, not collected yet, so the pid is its. The reaper has it from here on.
+        let child = self.reaper.adopt(child.id()).map_err(fail)?;
+        Ok(Call { action: purpose.action, id: purpose.id.clone(), child, heard })
+    }
+
+    /// A whole call of a sub-command that is only waited for.
+    ///
+    /// # Errors
+    /// Every outcome but success.
+    pub async fn run(
+        &self,
+        purpose: Purpose<'_>,
+        options: &CallOptions,
+        arguments: &[&str],
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let (read, write) = pipe()?;
+        let mut command = self.command(options);
+        command.args(arguments).arg(purpose.id.as_str()).stderr(write);
+        let mut call = self.start(purpose, command, Vec::new(), vec![read])?;
+        call.outcome(Some(limit)).await.into_result()
+    }
+
+    /// Where this runtime keeps its state of container `id`, if that is known.
+    #[must_use]
+    pub fn state_dir(&self, id: &ContainerId) -> Option<PathBuf> {
+        let default = || {
+            let name = self.path.file_name()?.to_str()?;
+            matches!(name, "crun" | "runc" | "youki").then(|| Path::new("/run").join(name))
+        };
+        self.root.clone().or_else(default).map(|root| root.join(id.as_str()))
+    }
+}
+
+impl Call {
+    /// The runtime's process.
+    #[must_use]
+    pub fn child(&self) -> &Child {
+        &self.child
+    }
+
+    /// Waits until the runtime has exited, at most `limit`; then it is killed with
+    /// its process group.
+    pub async fn outcome(&mut self, limit: Option<Duration>) -> Outcome {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        let child = self.child.clone();
+        let exit = tokio::select! {
+            exit = child.exited() => Some(exit),
+            () = listen(&mut self.heard) => match deadline {
+                Some(deadline) => tokio::time::timeout_at(deadline, child.exited()).await.ok(),
+                None => Some(child.exited().await),
+            },
+            () = at(deadline) => None,
+        };
+        for listener in &mut self.heard {
+            listener.take_rest();
+        }
+        let Some(exit) = exit else {
+            self.kill();
+            child.exited().await;
+            return Outcome::TimedOut(Error::RuntimeTimeout {
+                action: self.action,
+                id: self.id.to_string(),
+                limit: limit.unwrap_or_default(),
+                stderr: self.said(),
+            });
+        };
+        match ExitCause::from(exit) {
+            ExitCause::Code(0) => Outcome::Success,
+            cause => Outcome::Failed(Error::Runtime {
+                action: self.action,
+                id: self.id.to_string(),
+                status: cause.shell_code(),
+                stderr: self.said(),
+            }),
+        }
+    }
+
+    /// Kills the runtime and its process group.
+    pub fn kill(&self) {
+        if self.child.has_exited() {
+            return;
+        }
+        if let Some(group) = i32::try_from(self.child.pid()).ok().and_then(Pid::from_raw) {
+            // It is our child and not collected, so its number is still its own; a group that is
+            // gone already needs no killing.
+            if rustix::process::kill_process_group(group, rustix::process::Signal::KILL).is_err() {
+                ::log::debug!("process group {} of the OCI runtime is gone", self.child.pid());
+            }
+        }
+    }
+
+    /// The pipes' read ends, for whoever listens from now on.
+    #[must_use]
+    pub fn into_heard(self) -> Vec<OwnedFd> {
+        self.heard.into_iter().map(|listener| listener.fd.into_inner()).collect()
+    }
+
+    /// What the runtime said, as text for an error.
+    #[must_use]
+    pub fn said(&self) -> String {
+        let texts = self.heard.iter().map(|l| String::from_utf8_lossy(&l.tail).trim().to_owned());
+        let said = texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
+        if said.is_empty() { "it said nothing".into() } else { said }
+    }
+}
+
+/// A close-on-exec pipe: read end, write end.
+///
+/// # Errors
+/// What pipe2(2) says: `EMFILE` and `ENFILE` when descriptors run out.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| Error::io("make a pipe", error))
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads all until each has ended.
+async fn listen(heard: &mut [Listener]) {
+    match heard {
+        [] => std::future::pending().await,
+        [one] => one.until_end().await,
+        [one, two, ..] => {
+            tokio::join!(one.until_end(), two.until_end());
+        }
+    }
+}
+
+/// Keeps the last bytes of a pipe, and reads on whatever their number.
+#[derive(Debug)]
+struct Listener {
+    fd: AsyncFd<OwnedFd>,
+    tail: Vec<u8>,
+}
+
+impl Listener {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Self { fd: AsyncFd::with_interest(fd, Interest::READABLE)?, tail: Vec::new() })
+    }
+
+    async fn until_end(&mut self) {
+        loop {
+            let Ok(mut ready) = self.fd.readable().await else { return };
+            let mut chunk = [0; 4096];
+            match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref().as_fd(), &mut chunk)?)) {
+                Ok(Ok(0) | Err(_)) => return,
+                Ok(Ok(count)) => keep_tail(&mut self.tail, chunk.get(..count).unwrap_or_default()),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Reads what is there now.
+    fn take_rest(&mut self) {
+        let mut chunk = [0; 4096];
+        while let Ok(count @ 1..) = rustix::io::read(self.fd.get_ref().as_fd(), &mut chunk) {
+            keep_tail(&mut self.tail, chunk.get(..count).unwrap_or_default());
+        }
+    }
+}
+
+fn keep_tail(tail: &mut Vec<u8>, more: &[u8]) {
+    tail.extend_from_slice(more);
+    if tail.len() > 2 * RUNTIME_STDERR_BYTES_MAX {
+        tail.drain(..tail.len() - RUNTIME_STDERR_BYTES_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_keeps_its_end_and_stays_small() {
+        let mut tail = Vec::new();
+        for _ in 0..1000 {
+            keep_tail(&mut tail, &[b'x'; 1000]);
+        }
+        keep_tail(&mut tail, b"the reason");
+        assert!(tail.ends_with(b"the reason"));
+        assert!(tail.len() <= 2 * RUNTIME_STDERR_BYTES_MAX);
+    }
+}

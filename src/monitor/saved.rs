@@ -1,0 +1,226 @@
+//! What survives a monitor: a file per container in the run directory, and the
+//! container's streams in the keeper.
+//!
+//! The next monitor reads the files, takes the streams back, and follows every
+//! container as if nothing had happened. How a container ended meanwhile it
+//! hears from the keeper, whose child the container became.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::keeper::{ChildExit, ToKeeper};
+use crate::monitor::container::{Container, Streams};
+use crate::monitor::create::{Ends, open_logs, remove_stale};
+use crate::monitor::error::Error;
+use crate::monitor::event::Happening;
+use crate::monitor::exit::{ExitCause, ExitFiles, ExitRecord, publish};
+use crate::monitor::id::ContainerId;
+use crate::monitor::life::Phase;
+use crate::monitor::log::LogConfig;
+use crate::monitor::reaper::Child;
+use crate::monitor::relay::{Open, Output};
+use crate::monitor::runtime::{CallOptions, pipe};
+use crate::monitor::{Monitor, Slot};
+
+/// Names under which the keeper holds a container's streams: `<id>/<name>`.
+const STDIN: &str = "stdin";
+const STDOUT: &str = "stdout";
+const STDERR: &str = "stderr";
+const TERMINAL: &str = "terminal";
+
+/// What is known of a container, in a form that outlives this process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Saved {
+    /// Its id.
+    pub id: String,
+    /// Its first process.
+    pub pid: u32,
+    /// When that process was started, in clock ticks since boot (proc(5), field
+    /// 22 of `stat`): a pid alone may have been given to another process since.
+    pub start_ticks: u64,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+    /// Whether clients can write to its standard input.
+    pub stdin: bool,
+    /// When its create was answered: Unix time in nanoseconds.
+    pub created_at_ns: u64,
+    /// When our `start` was answered; 0 if it was not us.
+    pub started_at_ns: u64,
+    /// Files that tell of its exit.
+    pub files: ExitFiles,
+    /// Where its output goes.
+    pub logs: Vec<LogConfig>,
+    /// Run after its exit.
+    pub cleanup: Vec<String>,
+    /// How the OCI runtime is called for it.
+    pub options: CallOptions,
+    /// The OOM counter's file and its baseline.
+    pub oom: Option<(PathBuf, u64)>,
+    /// How its process ended, from the moment that this is known.
+    pub ended: Option<(ExitCause, u64)>,
+    /// Its exit, once recorded.
+    pub exit: Option<ExitRecord>,
+}
+
+/// What the keeper held for us.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// How many monitors there were before.
+    pub restarts: u32,
+    /// Streams, by the name that [`Monitor::keep_streams`] gave them.
+    pub fds: HashMap<String, OwnedFd>,
+    /// How children ended whose status no monitor has recorded.
+    pub exits: Vec<ChildExit>,
+}
+
+impl Monitor {
+    /// Hands copies of a container's streams to the keeper.
+    pub(super) fn keep_streams(&self, id: &ContainerId, ends: &Ends) {
+        match &ends.output {
+            Output::Pipes { stdout, stderr } => {
+                self.keep(id, STDOUT, stdout);
+                self.keep(id, STDERR, stderr);
+            }
+            Output::Terminal(master) => self.keep(id, TERMINAL, master),
+        }
+        if let (Some(stdin), None) = (&ends.stdin, &ends.terminal) {
+            self.keep(id, STDIN, stdin);
+        }
+    }
+
+    fn keep(&self, id: &ContainerId, stream: &str, fd: &OwnedFd) {
+        let name = format!("{id}/{stream}");
+        if let Err(error) = self.keeper.send(&ToKeeper::Keep { name: &name, fd: fd.as_fd() }) {
+            ::log::warn!("{name} would not survive a crash of this monitor: {error}");
+        }
+    }
+
+    /// Lets go of a container's streams: they were read to their end.
+    pub(super) fn release_streams(&self, container: &Container) {
+        for stream in [STDIN, STDOUT, STDERR, TERMINAL] {
+            let name = format!("{}/{stream}", container.id);
+            if let Err(error) = self.keeper.send(&ToKeeper::Forget { name: &name }) {
+                ::log::debug!("the keeper goes on holding {name}: {error}");
+                return;
+            }
+        }
+        let pid = container.child.pid();
+        if let Err(error) = self.keeper.send(&ToKeeper::Seen { pid }) {
+            ::log::debug!("the keeper goes on remembering how {pid} ended: {error}");
+        }
+    }
+
+    /// Writes what is known of `container` to its file.
+    pub(super) fn save(&self, container: &Container) {
+        let path = self.saved_path(&container.id);
+        let saved = Saved {
+            started_at_ns: container.started_at_ns(),
+            ended: container.ended.borrow().clone(),
+            exit: container.exit().map(|exit| (*exit).clone()),
+            ..container.saved.clone()
+        };
+        let written =
+            serde_json::to_vec(&saved).map_err(io::Error::other).and_then(|text| publish(&path, &text));
+        if let Err(error) = written {
+            let path = path.display();
+            ::log::error!("{path}: {error}; after a crash of this monitor the container would not be known");
+        }
+    }
+
+    /// Removes the file of a container that is forgotten.
+    pub(super) fn unsave(&self, id: &ContainerId) {
+        if let Err(error) = remove_stale(&self.saved_path(id)) {
+            ::log::warn!("{error}");
+        }
+    }
+
+    fn saved_path(&self, id: &ContainerId) -> PathBuf {
+        self.containers_dir().join(format!("{id}.json"))
+    }
+
+    /// Takes over from an earlier monitor: its containers, their streams, their
+    /// exits.
+    pub fn take_over(self: &Rc<Self>, mut kept: Kept) {
+        if kept.restarts > 0 {
+            self.events.add(None, Happening::MonitorRestarted(kept.restarts));
+        }
+        self.resume_sandboxes(&mut kept);
+        for saved in self.read_saved() {
+            let id = saved.id.clone();
+            match self.resume(saved, &mut kept) {
+                Ok(()) => ::log::info!("container {id} is followed again"),
+                Err(error) => ::log::error!("container {id} cannot be followed again: {error}"),
+            }
+        }
+        // Streams and statuses of execs and of containers that were being created: nobody asks any more.
+        for name in kept.fds.keys() {
+            if let Err(error) = self.keeper.send(&ToKeeper::Forget { name }) {
+                ::log::debug!("the keeper goes on holding {name}: {error}");
+            }
+        }
+        for exit in kept.exits {
+            if let Err(error) = self.keeper.send(&ToKeeper::Seen { pid: exit.pid }) {
+                ::log::debug!("the keeper goes on remembering how {} ended: {error}", exit.pid);
+            }
+        }
+    }
+
+    fn read_saved(&self) -> Vec<Saved> {
+        let Ok(entries) = std::fs::read_dir(self.containers_dir()) else { return Vec::new() };
+        let read = |path: PathBuf| {
+            let parsed = std::fs::read(&path)
+                .and_then(|text| serde_json::from_slice::<Saved>(&text).map_err(io::Error::other));
+            parsed.map_err(|error| ::log::error!("cannot read {}: {error}", path.display())).ok()
+        };
+        let mut saved = entries.flatten().filter_map(|entry| read(entry.path())).collect::<Vec<_>>();
+        saved.sort_by_key(|saved| saved.created_at_ns);
+        saved
+    }
+
+    fn resume(self: &Rc<Self>, saved: Saved, kept: &mut Kept) -> Result<(), Error> {
+        let id = ContainerId::new(&saved.id)?;
+        let position = kept.exits.iter().position(|exit| exit.pid == saved.pid);
+        let told = position.map(|position| kept.exits.swap_remove(position));
+        if let Some(record) = saved.exit.clone() {
+            let child = Child::gone(saved.pid);
+            let container = Rc::new(Container::new(id.clone(), saved, child, None));
+            container.resume_as(Phase::Exited);
+            container.exit.send_replace(Some(Rc::new(record)));
+            self.containers.borrow_mut().insert(id, Slot::Here(container));
+            return Ok(());
+        }
+        let ends = take_ends(&id, saved.stdin, kept)?;
+        let logs = open_logs(&saved.logs, &id)?;
+        let open = Open { output: ends.output, stdin: ends.stdin, logs, capture_max: None };
+        let streams = Streams { relay: self.relay.open(open)?, terminal: ends.terminal };
+        let child = match &saved.ended {
+            Some(_) => Child::gone(saved.pid),
+            None => self.reaper.resume(saved.pid, saved.start_ticks, told),
+        };
+        let phase = if saved.started_at_ns == 0 { Phase::Created } else { Phase::Running };
+        let container = Rc::new(Container::new(id.clone(), saved, child, Some(streams)));
+        container.resume_as(phase);
+        self.containers.borrow_mut().insert(id, Slot::Here(Rc::clone(&container)));
+        tokio::task::spawn_local(Rc::clone(self).follow(container));
+        Ok(())
+    }
+}
+
+/// A container's streams out of what the keeper held. One that was never kept is
+/// replaced by an end of file.
+fn take_ends(id: &ContainerId, stdin: bool, kept: &mut Kept) -> Result<Ends, Error> {
+    let mut take = |name: &str| kept.fds.remove(&format!("{id}/{name}"));
+    if let Some(master) = take(TERMINAL) {
+        return Ends::of_terminal(master, stdin);
+    }
+    let mut output = |name: &str| take(name).map_or_else(|| pipe().map(|(read, _)| read), Ok);
+    let output = Output::Pipes { stdout: output(STDOUT)?, stderr: output(STDERR)? };
+    Ok(Ends { output, stdin: take(STDIN), terminal: None })
+}

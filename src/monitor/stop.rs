@@ -1,0 +1,276 @@
+//! Starting, stopping and deleting containers, and ending the pod.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use crate::limits::{KILL_TIMEOUT, RUNTIME_CALL_TIMEOUT};
+use crate::monitor::container::Container;
+use crate::monitor::error::Error;
+use crate::monitor::event::Happening;
+use crate::monitor::exit::ExitRecord;
+use crate::monitor::id::ContainerId;
+use crate::monitor::life::{Effect, Input, Phase};
+use crate::monitor::runtime::Purpose;
+use crate::monitor::{Monitor, Slot};
+
+/// How a stop ended.
+#[derive(Debug)]
+pub struct Stopped {
+    /// The container's exit.
+    pub exit: Rc<ExitRecord>,
+    /// Whether SIGKILL was needed.
+    pub killed: bool,
+}
+
+impl Monitor {
+    /// Starts the user's program.
+    ///
+    /// # Errors
+    /// If the life cycle or the OCI runtime refuses.
+    pub async fn start(&self, id: &ContainerId) -> Result<(), Error> {
+        self.refuse_if_closing()?;
+        let container = self.find(id)?;
+        if container.step(Input::Start)? == Effect::RunStart {
+            self.runtime
+                .run(
+                    Purpose { action: "start", id },
+                    &container.saved.options,
+                    &["start"],
+                    RUNTIME_CALL_TIMEOUT,
+                )
+                .await?;
+        }
+        // It may have ended meanwhile; then that is its phase and stays so.
+        if container.step(Input::Started)? == Effect::Tell {
+            ::log::info!("container {id} started");
+        }
+        container.set_started();
+        self.save(&container);
+        self.events.add(Some(id), Happening::Started);
+        Ok(())
+    }
+
+    /// Sends `signal`, waits at most `grace` for the exit, then sends SIGKILL.
+    ///
+    /// # Errors
+    /// If there is no such container, no such signal, or it survives SIGKILL.
+    pub async fn stop(&self, id: &ContainerId, signal: u8, grace: Duration) -> Result<Stopped, Error> {
+        let signal = signal_of(signal)?;
+        let container = self.find(id)?;
+        self.notice_foreign_start(&container);
+        self.stop_container(&container, Input::Stop, signal, grace).await
+    }
+
+    async fn stop_container(
+        &self,
+        container: &Container,
+        input: Input,
+        signal: i32,
+        grace: Duration,
+    ) -> Result<Stopped, Error> {
+        let mut killed = false;
+        match container.step(input)? {
+            Effect::Signal => {
+                self.events.add(Some(&container.id), Happening::Stopping);
+                self.send(container, signal)?;
+                if tokio::time::timeout(grace, container.child.exited()).await.is_err()
+                    && container.step(Input::GraceOver)? == Effect::Kill
+                {
+                    killed = true;
+                    self.send(container, libc::SIGKILL)?;
+                }
+            }
+            Effect::Kill => {
+                self.events.add(Some(&container.id), Happening::Stopping);
+                killed = true;
+                self.send(container, libc::SIGKILL)?;
+            }
+            _ => {}
+        }
+        if tokio::time::timeout(KILL_TIMEOUT, container.child.exited()).await.is_err() {
+            return Err(Error::Unkillable(container.id.to_string()));
+        }
+        Ok(Stopped { exit: container.recorded().await, killed })
+    }
+
+    fn send(&self, container: &Container, signal: i32) -> Result<(), Error> {
+        container.child.signal(signal).map_err(|error| {
+            Error::io(
+                format!("send a signal to process {} of {}", container.child.pid(), container.id),
+                error,
+            )
+        })
+    }
+
+    /// Deletes a container that has exited; with `force` any container.
+    ///
+    /// # Errors
+    /// If it runs and `force` is not given, or the OCI runtime refuses.
+    pub async fn delete(&self, id: &ContainerId, force: bool) -> Result<(), Error> {
+        let container = self.find(id)?;
+        if force {
+            self.stop_container(&container, Input::Force, libc::SIGKILL, Duration::ZERO).await?;
+        }
+        if container.phase() != Phase::Exited {
+            // Refuses with the reason.
+            container.step(Input::Delete)?;
+        }
+        // An engine may have deleted it through the runtime; then there is nothing more to do there.
+        if self.runtime.state_dir(id).is_none_or(|directory| directory.exists()) {
+            let arguments = ["delete", "--force"];
+            self.runtime
+                .run(
+                    Purpose { action: "delete", id },
+                    &container.saved.options,
+                    &arguments,
+                    RUNTIME_CALL_TIMEOUT,
+                )
+                .await?;
+        }
+        if container.step(Input::Delete)? == Effect::RunDelete {
+            self.containers.borrow_mut().remove(id);
+            self.unsave(id);
+            self.events.add(Some(id), Happening::Deleted);
+            ::log::info!("container {id} deleted");
+        }
+        Ok(())
+    }
+
+    /// Ends every container: a signal, at most `grace`, SIGKILL; all at once. New
+    /// containers are refused from now on. Returns what could not be ended.
+    pub async fn stop_all(self: &Rc<Self>, grace: Duration) -> Vec<Error> {
+        self.closing.set(true);
+        self.events.add(None, Happening::PodStopping);
+        // A create that is under way is finished first: then it can be stopped.
+        self.creates_done().await;
+        let mut stopping = JoinSet::new();
+        for container in self.all() {
+            let monitor = Rc::clone(self);
+            stopping.spawn_local(async move {
+                let input = if grace.is_zero() { Input::Force } else { Input::Stop };
+                monitor.notice_foreign_start(&container);
+                monitor.stop_container(&container, input, libc::SIGTERM, grace).await
+            });
+        }
+        let mut failed = Vec::new();
+        while let Some(result) = stopping.join_next().await {
+            match result {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => failed.push(error),
+                Err(_) => failed.push(Error::Internal("a stop ended in a panic")),
+            }
+        }
+        for exec in self.execs.take().into_values() {
+            crate::monitor::tree::kill_tree(&exec).await;
+        }
+        failed
+    }
+
+    /// Deletes every container from the OCI runtime's books.
+    pub async fn delete_all(&self) -> Vec<Error> {
+        let mut failed = Vec::new();
+        for container in self.all() {
+            if let Err(error) = self.delete(&container.id, true).await {
+                failed.push(error);
+            }
+        }
+        failed
+    }
+
+    /// Stops and deletes every container. What is left is [`Monitor::finish`], when
+    /// whoever asked has been answered. Can be repeated after a failure.
+    ///
+    /// # Errors
+    /// If something cannot be ended or removed; then the pod goes on, but takes no
+    /// new containers.
+    pub async fn shutdown(self: &Rc<Self>, grace: Duration) -> Result<(), Error> {
+        if let Some(error) = self.stop_all(grace).await.into_iter().next() {
+            return Err(error);
+        }
+        let mut failed = self.delete_all().await;
+        failed.extend(self.remove_sandboxes().await);
+        failed.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Ends the pod at once, as engines ask by SIGTERM or SIGINT: SIGKILL for every
+    /// container, exits recorded; the OCI runtime's books are the engine's to clean.
+    pub fn terminate(self: &Rc<Self>) {
+        if self.terminating.replace(true) {
+            return;
+        }
+        ::log::info!("the pod was asked to end");
+        let monitor = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let mut failed = monitor.stop_all(Duration::ZERO).await;
+            failed.extend(monitor.remove_sandboxes().await);
+            for error in failed {
+                ::log::error!("the pod ends all the same: {error}");
+            }
+            monitor.finish();
+        });
+    }
+
+    /// Removes the files of the run directory that are ours, and ends the monitor.
+    pub fn finish(&self) {
+        let run_dir = &self.config.run_dir;
+        for directory in self.own_dirs() {
+            if let Err(error) = std::fs::remove_dir_all(&directory) {
+                ::log::warn!("cannot remove {}: {error}", directory.display());
+            }
+        }
+        for file in ["conmon.sock", "pidfile"] {
+            if let Err(error) = crate::monitor::create::remove_stale(&run_dir.join(file)) {
+                ::log::warn!("{error}");
+            }
+        }
+        self.over.send_replace(true);
+    }
+
+    /// Engines start containers through the OCI runtime themselves. The runtime
+    /// removes its `exec.fifo` then (crun and runc alike), which tells.
+    pub(super) fn notice_foreign_start(&self, container: &Container) {
+        let started = || {
+            let directory = self.runtime.state_dir(&container.id)?;
+            Some(directory.exists() && !directory.join("exec.fifo").exists())
+        };
+        if container.phase() == Phase::Created && started() == Some(true) {
+            container.resume_as(Phase::Running);
+        }
+    }
+
+    fn all(&self) -> Vec<Rc<Container>> {
+        let containers = self.containers.borrow();
+        let here = containers.values().filter_map(|slot| match slot {
+            Slot::Here(container) => Some(Rc::clone(container)),
+            Slot::Creating => None,
+        });
+        here.collect()
+    }
+}
+
+/// A signal's number, checked; 0 stands for SIGTERM.
+fn signal_of(number: u8) -> Result<i32, Error> {
+    match i32::from(number) {
+        0 => Ok(libc::SIGTERM),
+        signal if (1..=31).contains(&signal) => Ok(signal),
+        signal if (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal) => Ok(signal),
+        _ => Err(Error::Invalid(format!("there is no signal {number}; use 1 to 31 or 34 to 64"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_number() {
+        assert_eq!(signal_of(0).unwrap(), libc::SIGTERM);
+        assert_eq!(signal_of(9).unwrap(), libc::SIGKILL);
+        assert_eq!(signal_of(40).unwrap(), 40);
+        for none in [32, 33, 65, 255] {
+            assert!(signal_of(none).is_err());
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The methods of `Conmon`.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::monitor::create::CreateRequest;
+use crate::monitor::error::Error;
+use crate::monitor::exec::{ExecEnd, ExecRequest};
+use crate::monitor::exit::ExitFiles;
+use crate::monitor::log::{LogConfig, LogKind};
+use crate::monitor::relay::Attach;
+use crate::monitor::runtime::CallOptions;
+use crate::rpc::convert::{
+    bounded, cgroup_manager, container_id, malformed, pairs, path, paths, refuse, text, texts,
+};
+use crate::rpc::schema::conmon_capnp::conmon::{self as wire, Server};
+use crate::rpc::server::{PodServer, detached};
+use crate::version::BUILD;
+
+/// Exit codes of execSync that deployed clients know.
+const EXEC_NOT_STARTED: i32 = -2;
+const EXEC_TIMED_OUT: i32 = -3;
+
+impl Server for PodServer {
+    async fn version(
+        self: Rc<Self>,
+        params: wire::VersionParams,
+        mut results: wire::VersionResults,
+    ) -> Result<(), capnp::Error> {
+        let verbose = params.get()?.get_request()?.get_verbose();
+        let mut response = results.get().init_response();
+        response.set_process_id(self.monitor.stable_pid());
+        response.set_version(BUILD.version);
+        response.set_tag(BUILD.tag);
+        response.set_commit(BUILD.commit);
+        response.set_build_date(BUILD.build_date);
+        response.set_target(BUILD.target);
+        response.set_rust_version(BUILD.rust_version);
+        response.set_cargo_version(BUILD.cargo_version);
+        if verbose {
+            response.set_cargo_tree(BUILD.cargo_tree);
+        }
+        Ok(())
+    }
+
+    async fn create_container(
+        self: Rc<Self>,
+        params: wire::CreateContainerParams,
+        mut results: wire::CreateContainerResults,
+    ) -> Result<(), capnp::Error> {
+        let request = create_request(params.get()?.get_request()?).map_err(|error| refuse(&error))?;
+        let monitor = Rc::clone(&self.monitor);
+        let pid = detached(async move { monitor.create(request).await }).await?;
+        results.get().init_response().set_container_pid(pid);
+        Ok(())
+    }
+
+    async fn exec_sync_container(
+        self: Rc<Self>,
+        params: wire::ExecSyncContainerParams,
+        mut results: wire::ExecSyncContainerResults,
+    ) -> Result<(), capnp::Error> {
+        let request = exec_request(params.get()?.get_request()?).map_err(|error| refuse(&error))?;
+        let monitor = Rc::clone(&self.monitor);
+        let outcome = detached(async move { monitor.exec(request).await }).await?;
+        let mut response = results.get().init_response();
+        response.set_stdout(&outcome.output.stdout);
+        response.set_stderr(&outcome.output.stderr);
+        match outcome.end {
+            ExecEnd::Exited(cause) => response.set_exit_code(cause.shell_code()),
+            ExecEnd::NotStarted(reason) => {
+                response.set_exit_code(EXEC_NOT_STARTED);
+                response.set_stderr(reason.as_bytes());
+            }
+            ExecEnd::TimedOut => {
+                response.set_exit_code(EXEC_TIMED_OUT);
+                response.set_timed_out(true);
+            }
+        }
+        Ok(())
+    }
+
+    async fn attach_container(
+        self: Rc<Self>,
+        params: wire::AttachContainerParams,
+        mut results: wire::AttachContainerResults,
+    ) -> Result<(), capnp::Error> {
+        let request = params.get()?.get_request()?;
+        let parsed = container_id(request.get_id()?).and_then(|id| {
+            let socket =
+                path(request.get_socket_path().map_err(|e| malformed("the request", &e))?, "socketPath")?;
+            Ok((id, Attach { path: socket, stop_after_stdin_eof: request.get_stop_after_stdin_eof() }))
+        });
+        let (id, attach) = parsed.map_err(|error| refuse(&error))?;
+        self.monitor.attach(&id, attach).await.map_err(|error| refuse(&error))?;
+        results.get().init_response();
+        Ok(())
+    }
+
+    async fn reopen_log_container(
+        self: Rc<Self>,
+        params: wire::ReopenLogContainerParams,
+        mut results: wire::ReopenLogContainerResults,
+    ) -> Result<(), capnp::Error> {
+        let id = container_id(params.get()?.get_request()?.get_id()?).map_err(|error| refuse(&error))?;
+        self.monitor.reopen_logs(&id).await.map_err(|error| refuse(&error))?;
+        results.get().init_response();
+        Ok(())
+    }
+
+    async fn set_window_size_container(
+        self: Rc<Self>,
+        params: wire::SetWindowSizeContainerParams,
+        mut results: wire::SetWindowSizeContainerResults,
+    ) -> Result<(), capnp::Error> {
+        let request = params.get()?.get_request()?;
+        let id = container_id(request.get_id()?).map_err(|error| refuse(&error))?;
+        let resized = self.monitor.set_window_size(&id, request.get_width(), request.get_height());
+        resized.map_err(|error| refuse(&error))?;
+        results.get().init_response();
+        Ok(())
+    }
+
+    async fn start_fd_socket(
+        self: Rc<Self>,
+        _: wire::StartFdSocketParams,
+        _: wire::StartFdSocketResults,
+    ) -> Result<(), capnp::Error> {
+        Err(refuse(&Error::NotSupported("startFdSocket")))
+    }
+
+    async fn serve_exec_container(
+        self: Rc<Self>,
+        _: wire::ServeExecContainerParams,
+        _: wire::ServeExecContainerResults,
+    ) -> Result<(), capnp::Error> {
+        Err(refuse(&Error::NotSupported("serveExecContainer")))
+    }
+
+    async fn serve_attach_container(
+        self: Rc<Self>,
+        _: wire::ServeAttachContainerParams,
+        _: wire::ServeAttachContainerResults,
+    ) -> Result<(), capnp::Error> {
+        Err(refuse(&Error::NotSupported("serveAttachContainer")))
+    }
+
+    async fn serve_port_forward_container(
+        self: Rc<Self>,
+        _: wire::ServePortForwardContainerParams,
+        _: wire::ServePortForwardContainerResults,
+    ) -> Result<(), capnp::Error> {
+        Err(refuse(&Error::NotSupported("servePortForwardContainer")))
+    }
+}
+
+fn create_request(request: wire::create_container_request::Reader<'_>) -> Result<CreateRequest, Error> {
+    let bad = |error: capnp::Error| malformed("the request", &error);
+    if !request.get_additional_fds().map_err(bad)?.is_empty()
+        || !request.get_leak_fds().map_err(bad)?.is_empty()
+    {
+        return Err(Error::NotSupported("passing descriptors (additionalFds, leakFds)"));
+    }
+    Ok(CreateRequest {
+        id: container_id(request.get_id().map_err(bad)?)?,
+        bundle: path(request.get_bundle_path().map_err(bad)?, "bundlePath")?,
+        terminal: request.get_terminal(),
+        stdin: request.get_stdin(),
+        files: ExitFiles {
+            exit: paths(request.get_exit_paths().map_err(bad)?, "exitPaths")?,
+            oom: paths(request.get_oom_exit_paths().map_err(bad)?, "oomExitPaths")?,
+        },
+        logs: log_configs(request.get_log_drivers().map_err(bad)?)?,
+        cleanup: texts(request.get_cleanup_cmd().map_err(bad)?, "cleanupCmd")?,
+        options: CallOptions {
+            cgroup_manager: cgroup_manager(request.get_cgroup_manager())?,
+            global_args: texts(request.get_global_args().map_err(bad)?, "globalArgs")?,
+            env: pairs(request.get_env_vars().map_err(bad)?, "envVars")?,
+        },
+        command_args: texts(request.get_command_args().map_err(bad)?, "commandArgs")?,
+        additional_fds: Vec::new(),
+        leak_fds: Vec::new(),
+    })
+}
+
+fn log_configs(
+    list: capnp::struct_list::Reader<'_, wire::log_driver::Owned>,
+) -> Result<Vec<LogConfig>, Error> {
+    bounded(list.len(), "logDrivers")?;
+    let config = |driver: wire::log_driver::Reader<'_>| {
+        let kind = match driver.get_type() {
+            Ok(wire::log_driver::Type::ContainerRuntimeInterface) => LogKind::Cri,
+            Ok(wire::log_driver::Type::Json) => LogKind::Json,
+            Ok(wire::log_driver::Type::Journald) => LogKind::Journald,
+            Err(capnp::NotInSchema(number)) => {
+                return Err(Error::Invalid(format!("there is no log driver {number}; use 0 to 2")));
+            }
+        };
+        let reader = driver.get_path().map_err(|error| malformed("logDrivers", &error))?;
+        let path = if kind == LogKind::Journald {
+            text(reader, "path of the log driver")?.into()
+        } else {
+            path(reader, "path of the log driver")?
+        };
+        Ok(LogConfig { kind, path, size_max: driver.get_max_size() })
+    };
+    list.iter().map(config).collect()
+}
+
+fn exec_request(request: wire::exec_sync_container_request::Reader<'_>) -> Result<ExecRequest, Error> {
+    let bad = |error: capnp::Error| malformed("the request", &error);
+    let seconds = request.get_timeout_sec();
+    Ok(ExecRequest {
+        id: container_id(request.get_id().map_err(bad)?)?,
+        command: texts(request.get_command().map_err(bad)?, "command")?,
+        timeout: (seconds > 0).then(|| Duration::from_secs(seconds.min(EXEC_SECONDS_MAX))),
+        terminal: request.get_terminal(),
+        env: pairs(request.get_env_vars().map_err(bad)?, "envVars")?,
+        cgroup_manager: Some(cgroup_manager(request.get_cgroup_manager())?),
+    })
+}
+
+/// A hundred years: clients that mean "for ever" send huge numbers, and a clock
+/// must be able to add them.
+const EXEC_SECONDS_MAX: u64 = 100 * 365 * 86400;
