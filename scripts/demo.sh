@@ -80,14 +80,6 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
-make_rootfs() {
-    for directory in bin proc dev sys tmp etc; do mkdir -p "$work/rootfs/$directory"; done
-    cp "$(command -v busybox)" "$work/rootfs/bin/busybox"
-    for applet in cat echo hostname ip ls ps seq sh sleep true; do
-        ln -s busybox "$work/rootfs/bin/$applet"
-    done
-}
-
 start_a_pod() {
     did 'a pod, started by `podinit pod create`'
     shown "$binary" pod create "$pod" --runtime crun --hostname a-pod
@@ -204,7 +196,8 @@ nothing_is_left() {
     proof "files: $pod_dir is gone"
 }
 
-make_rootfs
+. "$here/rootfs.sh"
+make_rootfs "$work/rootfs"
 began=$(date +%s)
 for step in $steps; do $step; done
 printf '%s%s steps, each proven, in %s s.%s\n' "$bold" "$number" "$(($(date +%s) - began))" "$plain"
