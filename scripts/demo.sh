@@ -189,7 +189,9 @@ nothing_is_left() {
     ! grep "$work" /proc/net/unix || fail 'a socket is left'
     [ -z "$(find "$work/run" -type s)" ] || fail 'a socket is left'
     proof 'sockets: 0'
-    left=$(find /sys/fs/cgroup -maxdepth 4 -name "*$pod*" 2>/dev/null)
+    trees=$(awk '$3 ~ /^cgroup/ { print $2 }' /proc/self/mounts)
+    # shellcheck disable=SC2086
+    left=$(find $trees -maxdepth 4 -name "*$pod*" 2>/dev/null)
     [ -z "$left" ] || fail "cgroups: $left"
     proof 'cgroups: 0'
     [ ! -e "$pod_dir" ] || fail "$pod_dir is left: $(ls "$pod_dir")"

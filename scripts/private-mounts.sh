@@ -20,6 +20,10 @@ unset PODINIT_PRIVATE_MOUNTS
 v2=$(awk '$3 == "cgroup2" && $2 != "/sys/fs/cgroup" { print $2 }' /proc/self/mounts)
 v1=$(awk '$3 == "cgroup" { print $2; exit }' /proc/self/mounts)
 if [ -n "$v1" ] && [ -n "$v2" ]; then
-    for tree in $v2; do umount "$tree"; done
+    for tree in $v2; do
+        umount "$tree"
+        # crun makes its directories in what lies beneath; that shall not be the machine's.
+        mount -t tmpfs -o mode=755,size=16m podinit-private "$tree"
+    done
 fi
 exec "$@"

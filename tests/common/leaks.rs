@@ -18,8 +18,12 @@ pub fn find(name: &str, dir: &Path) -> Vec<String> {
     for owned in ["run", "tmp", "pins", "root"] {
         files_below(&dir.join(owned), &mut left);
     }
-    for (shared, depth) in [("/sys/fs/cgroup", 2), ("/run", 3), ("/tmp", 1), ("/dev/shm", 1)] {
-        named(Path::new(shared), depth, &|path| path != dir && is_named(path, name), &mut left);
+    let is_of_pod = |path: &Path| path != dir && is_named(path, name);
+    for (shared, depth) in [("/run", 3), ("/tmp", 1), ("/dev/shm", 1)] {
+        named(Path::new(shared), depth, &is_of_pod, &mut left);
+    }
+    for tree in cgroup_trees(&mounts) {
+        named(Path::new(tree), 2, &is_of_pod, &mut left);
     }
     left
 }
@@ -43,6 +47,12 @@ pub fn processes_of(name: &str) -> Vec<(u32, String)> {
 
 fn contains(text: &[u8], name: &str) -> bool {
     text.windows(name.len()).any(|part| part == name.as_bytes())
+}
+
+/// Where cgroups are mounted; what lies beneath a hybrid's hidden v2 tree is no cgroup.
+fn cgroup_trees(mountinfo: &str) -> Vec<&str> {
+    let is_cgroup = |line: &&str| line.contains(" - cgroup ") || line.contains(" - cgroup2 ");
+    mountinfo.lines().filter(is_cgroup).filter_map(|line| line.split(' ').nth(4)).collect()
 }
 
 /// Every file, socket or link below a directory that was the pod's alone; empty

@@ -71,6 +71,10 @@ pub fn private_mounts() {
     if !of_kind("cgroup").is_empty() {
         for tree in of_kind("cgroup2") {
             umount(tree.as_str()).expect("unmounting the v2 tree of a hybrid cgroup");
+            // crun makes its directories in what lies beneath; that shall not be the machine's.
+            let options = Some("mode=755,size=16m");
+            mount(Some("podinit-private"), tree.as_str(), Some("tmpfs"), MsFlags::empty(), options)
+                .expect("a private directory in its place");
         }
     }
 }

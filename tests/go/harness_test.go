@@ -442,8 +442,7 @@ func (p *pod) assertNothingLeft() {
 		})
 	}
 
-	groups, err := filepath.Glob("/sys/fs/cgroup/*/" + p.name + "*")
-	must(p.t, err)
+	groups := cgroupsOf(p.name, string(mounts))
 	temporary, err := filepath.Glob(filepath.Join(os.TempDir(), "*"+p.name+"*"))
 	must(p.t, err)
 
@@ -454,6 +453,21 @@ func (p *pod) assertNothingLeft() {
 	if len(left) > 0 {
 		p.t.Errorf("the pod left behind:\n  %s", strings.Join(left, "\n  "))
 	}
+}
+
+// cgroupsOf finds the cgroups of a pod in every tree that is mounted; what lies beneath a hybrid's hidden
+// v2 tree is no cgroup.
+func cgroupsOf(name, mounts string) []string {
+	var found []string
+
+	for line := range strings.Lines(mounts) {
+		if fields := strings.Fields(line); strings.Contains(line, " - cgroup") {
+			groups, _ := filepath.Glob(filepath.Join(fields[4], name+"*"))
+			found = append(found, groups...)
+		}
+	}
+
+	return found
 }
 
 // processesLeft finds the processes whose command line or environment names the pod's directory or a
