@@ -6,8 +6,8 @@
 //!      ▲                       │               │
 //!      └── MonitorGone ────────┴───────────────┤  a crash: start the next one
 //!                                              │
-//!   MonitorGone after Goodbye, after a request │
-//!   to stop, or before the first Ready         ▼
+//!   MonitorGone after Goodbye, a second time   │
+//!   during a stop, or before the first Ready   ▼
 //!                                           Ending ── NoChildLeft ──▶ Ended
 //! ```
 //!
@@ -109,6 +109,8 @@ pub(crate) struct Life {
     goodbye: bool,
     served: bool,
     killed: bool,
+    /// Whether a monitor was started only to end the pod.
+    last: bool,
     /// Monitors that died in a row.
     deaths: u32,
     restarts: u32,
@@ -128,6 +130,7 @@ impl Life {
             goodbye: false,
             served: false,
             killed: false,
+            last: false,
             deaths: 0,
             restarts: 0,
         }
@@ -209,6 +212,12 @@ impl Life {
             _ => false,
         };
         self.deaths = if calm { 1 } else { self.deaths.saturating_add(1) };
+        let unheard = self.is_stopping() && self.served && !self.goodbye && !self.killed;
+        if unheard && !std::mem::replace(&mut self.last, true) {
+            // It died of something else, perhaps without having heard of the stop. Someone must still write
+            // down how the containers end; the deadline stands.
+            return self.start(now);
+        }
         let give_up = held == Held::Nothing && self.deaths > RESTARTS_IN_A_ROW_MAX;
         if self.goodbye || self.is_stopping() || !self.served || give_up {
             self.phase = Phase::Ending { again: now.saturating_add(ns(KILL_AGAIN)) };
@@ -237,8 +246,10 @@ impl Life {
         self.set_deadline(now);
         match self.phase {
             Phase::Starting { .. } | Phase::Serving { .. } => Action::AskToEnd,
-            // Someone must still write down how the containers ended.
-            Phase::Pausing { .. } => self.start(now),
+            Phase::Pausing { .. } => {
+                self.last = true;
+                self.start(now)
+            }
             Phase::Ending { .. } | Phase::Ended => Action::None,
         }
     }
@@ -439,6 +450,15 @@ mod tests {
         assert_eq!(life.step(Event::MonitorGone(Held::Something), 9 * SECOND), Action::KillChildren);
         assert_eq!(life.step(Event::NoChildLeft, 9 * SECOND), Action::None);
         assert_eq!((life.phase(), life.verdict()), (Phase::Ended, Verdict::Forced));
+    }
+
+    #[test]
+    fn a_monitor_that_dies_during_a_stop_has_one_successor() {
+        let mut life = serving();
+        assert_eq!(life.step(Event::StopAsked, 0), Action::AskToEnd);
+        assert_eq!(life.step(Event::MonitorGone(Held::Something), 0), Action::StartMonitor);
+        assert_eq!(life.wake(), Some(8 * SECOND), "within the same deadline");
+        assert_eq!(life.step(Event::MonitorGone(Held::Something), 0), Action::KillChildren);
     }
 
     #[test]
