@@ -99,6 +99,13 @@ pub(crate) enum Action {
     KillChildren,
 }
 
+/// The monitor that is started only to end the pod: there is one at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Successor {
+    Allowed,
+    Started,
+}
+
 /// The keeper's state, but for what it holds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Life {
@@ -109,8 +116,7 @@ pub(crate) struct Life {
     goodbye: bool,
     served: bool,
     killed: bool,
-    /// Whether a monitor was started only to end the pod.
-    last: bool,
+    successor: Successor,
     /// Monitors that died in a row.
     deaths: u32,
     restarts: u32,
@@ -130,7 +136,7 @@ impl Life {
             goodbye: false,
             served: false,
             killed: false,
-            last: false,
+            successor: Successor::Allowed,
             deaths: 0,
             restarts: 0,
         }
@@ -213,7 +219,8 @@ impl Life {
         };
         self.deaths = if calm { 1 } else { self.deaths.saturating_add(1) };
         let unheard = self.is_stopping() && self.served && !self.goodbye && !self.killed;
-        if unheard && !std::mem::replace(&mut self.last, true) {
+        if unheard && self.successor == Successor::Allowed {
+            self.successor = Successor::Started;
             // It died of something else, perhaps without having heard of the stop. Someone must still write
             // down how the containers end; the deadline stands.
             return self.start(now);
@@ -247,7 +254,7 @@ impl Life {
         match self.phase {
             Phase::Starting { .. } | Phase::Serving { .. } => Action::AskToEnd,
             Phase::Pausing { .. } => {
-                self.last = true;
+                self.successor = Successor::Started;
                 self.start(now)
             }
             Phase::Ending { .. } | Phase::Ended => Action::None,
