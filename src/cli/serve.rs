@@ -64,9 +64,14 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+const EXIT_CODES: &str = "\
+Exit status: 0 the pod is served (with --skip-fork: it has ended in order), 1 it is not, and standard error
+says why (with --skip-fork also: it had to be killed), 2 the command line is wrong.";
+
 /// The flags.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "conmonrs", about = "Start a pod's server", disable_version_flag = true)]
+#[command(after_help = EXIT_CODES)]
 pub struct Args {
     /// Print the version and exit; "full" adds the packages it was built with.
     #[arg(long, short = 'v', env = "CONMON_VERSION", value_parser = detail)]

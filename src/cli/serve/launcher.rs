@@ -46,7 +46,9 @@ pub(crate) enum ServeError {
     Start(io::Error),
     #[error("{0}")]
     Refused(String),
-    #[error("the keeper ended before the pod was served ({0}); its log may say why")]
+    #[error(
+        "the keeper ended before the pod was served ({0}); if nobody killed it, --skip-fork shows what it says"
+    )]
     KeeperDied(std::process::ExitStatus),
 }
 
