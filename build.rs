@@ -8,4 +8,5 @@ mod version;
 fn main() {
     init::build_init_program();
     version::tell_version();
+    init::build_init_programs();
 }

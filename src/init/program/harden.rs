@@ -16,18 +16,30 @@ use crate::sys::raw::security::{self, Instruction};
 
 /// The user and group of PID 1 where the user namespace maps it: close to the
 /// end of the number space, which no allocator of id ranges hands out.
-pub(crate) const NOBODY_ELSE: u32 = 4_294_967_293;
+const NOBODY_ELSE: u32 = 4_294_967_293;
+
+/// Whether to become another user.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum User {
+    /// One that nobody else is. For PID 1.
+    Change,
+    /// Whoever we are, so that he may still signal us.
+    Keep,
+}
 
 /// Gives up everything but `CAP_KILL` and what `filter` allows.
-pub(crate) fn apply(filter: &[Instruction]) {
+pub(crate) fn apply(user: User, filter: &[Instruction]) {
     let _ = security::set_undumpable();
     let _ = security::set_no_new_privileges();
     security::drop_bounding_capabilities();
-    let _ = security::become_user(NOBODY_ELSE);
-    if security::set_capabilities(Some(security::CAP_KILL)).is_err() {
-        let _ = security::set_capabilities(None);
+    // Only with CAP_KILL: without it, a user of its own could not signal the processes that it has to end.
+    if user == User::Change && security::set_capabilities(security::CAP_KILL | security::CAP_SETIDS).is_ok() {
+        let _ = security::become_user(NOBODY_ELSE);
     }
-    // A change of user made the process dumpable as /proc/sys/fs/suid_dumpable says: say it again.
+    if security::set_capabilities(security::CAP_KILL).is_err() {
+        let _ = security::set_capabilities(0);
+    }
+    // A change of user made the process as dumpable as fs.suid_dumpable says: say it again.
     let _ = security::set_undumpable();
     let _ = security::set_filter(filter);
 }

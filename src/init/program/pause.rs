@@ -12,19 +12,27 @@ use crate::sys::raw::security::{self, Instruction};
 use crate::sys::raw::signal::{self, Disposition, Origin, Received, Set};
 use crate::sys::raw::{numbers as nr, process, stdio};
 
+use super::entry::Start;
+use super::harden::{self, User};
 use super::message::Message;
-use super::{harden, teardown};
+use super::teardown::{self, Outcome};
 
 /// How to pause.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Pause {
-    /// The pod's id, for the name of the process and the last message.
-    pub(crate) name: &'static [u8],
+    /// Which argument is the pod's id; 0, the program's own name, if none is.
+    pub(crate) name: usize,
     /// How long processes may take to end after TERM, in milliseconds.
     pub(crate) grace_ms: u64,
+    /// Whether to leave standard error open, for the last message.
+    pub(crate) keep_stderr: bool,
 }
 
-/// Everything that this mode calls from here on.
-static FILTER: [Instruction; 15] = security::allow_only([
+/// How long processes may take to end after TERM, unless told otherwise.
+pub(crate) const GRACE_MS: u64 = 10_000;
+
+/// Everything that this mode calls after it has given up the rest.
+static FILTER: [Instruction; 14] = security::allow_only([
     nr::RT_SIGTIMEDWAIT, // sleep; wait for the processes to end
     nr::RESTART_SYSCALL, // the kernel's own way to go on with a sleep after a stop
     nr::KILL,            // end the namespace's processes; ask whether there are any
@@ -32,41 +40,72 @@ static FILTER: [Instruction; 15] = security::allow_only([
     nr::RT_SIGACTION,    // want to know of children, at the end
     nr::CLOCK_GETTIME,   // the grace time
     nr::WRITE,           // the last message
-    nr::CLOSE_RANGE,     // nothing is left open
     nr::EXIT_GROUP,
 ]);
 
 /// Exit code when every process ended as asked.
 const ENDED: u8 = 0;
-/// Exit code when some process had to be killed.
-const FORCED: u8 = 1;
+/// Highest exit code: so many processes had to be killed, or more.
+const KILLED_MAX: u64 = 100;
 
-/// Pauses until told to end; then ends the namespace.
-pub(crate) fn run(pause: Pause) -> ! {
+/// Gets ready to pause, then pauses.
+pub(crate) fn run(start: Start, options: &Pause) -> ! {
     // Before anything else: a signal that comes now waits. Those that the kernel raises for a fault of this very
     // program are left alone: blocked, they would kill it all the same, but without saying where.
     let _ = signal::block(faults_excepted());
     let _ = signal::set_disposition(signal::CHLD, Disposition::Ignore);
     let _ = process::new_session();
     let _ = stdio::leave_directory();
-    let _ = stdio::close_from(0);
-    let _ = security::set_name(&short_name(pause.name));
-    harden::apply(&FILTER);
+    if options.keep_stderr {
+        stdio::close(stdio::STDIN);
+        stdio::close(stdio::STDOUT);
+        let _ = stdio::close_from(stdio::STDERR + 1);
+    } else {
+        let _ = stdio::close_from(stdio::STDIN);
+    }
+    let lowest = start.lowest();
+    let name = start.retitle(b"podinit: ", options.name);
+    let _ = security::set_name(&short_name(name));
+    go_on(lowest, name, options.grace_ms)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn go_on(lowest: *const u8, name: &'static [u8], grace_ms: u64) -> ! {
+    struct Settled;
+    impl crate::settle::Goal for Settled {
+        fn go_on(name: &'static [u8], grace_ms: u64) -> ! {
+            pause(name, grace_ms)
+        }
+    }
+    crate::settle::settle::<Settled>(lowest, name, grace_ms)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn go_on(_: *const u8, name: &'static [u8], grace_ms: u64) -> ! {
+    pause(name, grace_ms)
+}
+
+/// Pauses until told to end; then ends the namespace.
+fn pause(name: &'static [u8], grace_ms: u64) -> ! {
+    let first = process::id() == 1;
+    harden::apply(if first { User::Change } else { User::Keep }, &FILTER);
     // From here on nothing may exit but the end of this function.
-    let reason = wait_for_order();
-    let grace_ns = if reason == signal::INT { 0 } else { pause.grace_ms * 1_000_000 };
-    let outcome = teardown::run(grace_ns, is_order);
+    let reason = wait_for_order(first);
+    let mut outcome = Outcome::default();
+    if first {
+        let grace_ns = if reason == signal::INT { 0 } else { grace_ms.saturating_mul(1_000_000) };
+        teardown::run(grace_ns, is_order, &mut outcome);
+    }
     Message::new()
-        .text(b"pod ")
-        .text(pause.name)
+        .text(name)
         .text(b": told to end by signal ")
         .number(reason as u64)
-        .text(b" from outside; processes ended: ")
+        .text(b"; processes that ended: ")
         .number(outcome.ended)
-        .text(b", killed: ")
+        .text(b", that had to be killed: ")
         .number(outcome.killed)
         .say();
-    process::exit(if outcome.forced { FORCED } else { ENDED })
+    process::exit(if outcome.forced { outcome.killed.clamp(1, KILLED_MAX) as u8 } else { ENDED })
 }
 
 fn faults_excepted() -> Set {
@@ -75,13 +114,14 @@ fn faults_excepted() -> Set {
         .fold(Set::ALL, |set, fault| set.without(*fault))
 }
 
-/// Sleeps until an order to end comes; returns its signal.
-fn wait_for_order() -> i32 {
+/// Sleeps until an order to end comes; returns its signal. A process that is not
+/// PID 1 has no outside, and obeys whoever may send to it.
+fn wait_for_order(first: bool) -> i32 {
     // Only these wake us: whatever else is sent stays blocked, and costs nothing.
     let orders = Set::EMPTY.with(signal::TERM).with(signal::INT);
     loop {
         if let Ok(received) = signal::wait(orders, None)
-            && is_order(&received)
+            && (is_order(&received) || !first)
         {
             return received.signal;
         }

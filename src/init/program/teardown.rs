@@ -12,9 +12,10 @@
 //! few milliseconds. After KILL the end of PID 1 itself is what makes the
 //! namespace empty for sure: the kernel then forbids new processes in it.
 
-use crate::sys::raw::signal::{self, Disposition, Set};
+use crate::sys::raw::Errno;
+use crate::sys::raw::process::{self, Change, Ended};
+use crate::sys::raw::signal::{self, Disposition, Received, Set};
 use crate::sys::raw::time::{Timespec, now_ns};
-use crate::sys::raw::{Errno, process};
 
 /// Nanoseconds of a millisecond.
 const MS: u64 = 1_000_000;
@@ -24,6 +25,7 @@ const LOOK_EVERY_MAX_NS: u64 = 16 * MS;
 const KILLED_WAIT_NS: u64 = 1000 * MS;
 
 /// What the end looked like.
+#[derive(Default)]
 pub(crate) struct Outcome {
     /// Processes that ended as asked, of those that fell to PID 1.
     pub(crate) ended: u64,
@@ -35,21 +37,19 @@ pub(crate) struct Outcome {
 
 /// Ends every process of the namespace. `hurry` says of a signal whether it
 /// ends the grace time.
-pub(crate) fn run(grace_ns: u64, hurry: impl Fn(&signal::Received) -> bool) -> Outcome {
+pub(crate) fn run(grace_ns: u64, hurry: fn(&Received) -> bool, outcome: &mut Outcome) {
     // From here on the end of each child is news, and its status is wanted.
     let _ = signal::set_disposition(signal::CHLD, Disposition::Default);
-    let mut outcome = Outcome { ended: 0, killed: 0, forced: false };
     if grace_ns > 0 {
         let _ = signal::send(-1, signal::TERM);
         let _ = signal::send(-1, signal::CONT);
-        wait(now_ns() + grace_ns, &mut outcome, hurry);
+        wait(now_ns().saturating_add(grace_ns), outcome, hurry);
     }
     if !empty() {
         outcome.forced = true;
         let _ = signal::send(-1, signal::KILL);
-        wait(now_ns() + KILLED_WAIT_NS, &mut outcome, |_| false);
+        wait(now_ns() + KILLED_WAIT_NS, outcome, |_| false);
     }
-    outcome
 }
 
 /// Whether PID 1 is alone. A zombie whose parent has not collected it counts as company.
@@ -58,7 +58,7 @@ fn empty() -> bool {
 }
 
 /// Waits until PID 1 is alone, `deadline` has passed or somebody is in a hurry.
-fn wait(deadline: u64, outcome: &mut Outcome, hurry: impl Fn(&signal::Received) -> bool) {
+fn wait(deadline: u64, outcome: &mut Outcome, hurry: fn(&Received) -> bool) {
     let mut look_every = MS / 4;
     loop {
         collect(outcome);
@@ -84,10 +84,11 @@ fn wait(deadline: u64, outcome: &mut Outcome, hurry: impl Fn(&signal::Received) 
 
 /// Collects every child that has ended.
 fn collect(outcome: &mut Outcome) {
-    while let Ok(Some(reaped)) = process::reap() {
-        match reaped.ended {
-            process::Ended::Signal(9) if outcome.forced => outcome.killed += 1,
-            _ => outcome.ended += 1,
+    while let Ok(Some(changed)) = process::reap() {
+        match changed.change {
+            Change::Ended(Ended::Signal(9)) if outcome.forced => outcome.killed += 1,
+            Change::Ended(_) => outcome.ended += 1,
+            Change::Stopped(_) => {}
         }
     }
 }

@@ -1,40 +1,125 @@
 //! Where the kernel starts the program, and the few symbols that the compiler
 //! expects to find without a C library.
 
-use core::arch::global_asm;
+use core::arch::naked_asm;
 use core::panic::PanicInfo;
 
 use crate::sys::raw::process::Command;
 
+/// The first instructions. The kernel leaves argc, argv and envp at the stack
+/// pointer; a zero frame pointer ends back-traces.
+///
+/// # Safety
+/// For the kernel only, as a program's entry point.
 #[cfg(target_arch = "x86_64")]
-global_asm!(
-    // The kernel leaves argc, argv and envp at the stack pointer. A zero frame pointer ends back-traces.
-    ".globl _start", "_start:", "xor %ebp, %ebp", "mov %rsp, %rdi", "and $-16, %rsp", "call {entry}", "ud2",
-    // The compiler may turn any copy or comparison into one of these.
-    ".globl memcpy", "memcpy:", "mov %rdi, %rax", "mov %rdx, %rcx", "rep movsb", "ret",
-    ".globl memset", "memset:", "mov %rdi, %r8", "mov %esi, %eax", "mov %rdx, %rcx", "rep stosb",
-    "mov %r8, %rax", "ret",
-    ".globl bcmp", "bcmp:", ".globl memcmp", "memcmp:", "xor %eax, %eax", "mov %rdx, %rcx", "test %rcx, %rcx",
-    "jz 2f", "repe cmpsb", "je 2f", "movzbl -1(%rdi), %eax", "movzbl -1(%rsi), %ecx", "sub %ecx, %eax",
-    "2:", "ret",
-    entry = sym entry,
-    options(att_syntax)
-);
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!("xor ebp, ebp", "mov rdi, rsp", "and rsp, -16", "call {entry}", "ud2", entry = sym entry)
+}
 
+/// The first instructions, as above.
+///
+/// # Safety
+/// For the kernel only, as a program's entry point.
 #[cfg(target_arch = "aarch64")]
-global_asm!(
-    // The kernel leaves argc, argv and envp at the stack pointer. A zero frame pointer ends back-traces.
-    ".globl _start", "_start:", "mov x29, xzr", "mov x30, xzr", "mov x0, sp", "bl {entry}", "brk 1",
-    // The compiler may turn any copy or comparison into one of these.
-    ".globl memcpy", "memcpy:", "mov x4, xzr",
-    "1:", "cmp x4, x2", "b.eq 2f", "ldrb w3, [x1, x4]", "strb w3, [x0, x4]", "add x4, x4, 1", "b 1b", "2:", "ret",
-    ".globl memset", "memset:", "mov x4, xzr",
-    "1:", "cmp x4, x2", "b.eq 2f", "strb w1, [x0, x4]", "add x4, x4, 1", "b 1b", "2:", "ret",
-    ".globl bcmp", "bcmp:", ".globl memcmp", "memcmp:", "mov x4, xzr", "mov x5, x0", "mov w0, wzr",
-    "1:", "cmp x4, x2", "b.eq 2f", "ldrb w6, [x5, x4]", "ldrb w7, [x1, x4]", "add x4, x4, 1",
-    "subs w0, w6, w7", "b.eq 1b", "2:", "ret",
-    entry = sym entry
-);
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _start() -> ! {
+    naked_asm!("mov x29, xzr", "mov x30, xzr", "mov x0, sp", "bl {entry}", "brk 1", entry = sym entry)
+}
+
+/// What the compiler may make of any copy, in place of the C library's: memcpy(3).
+///
+/// # Safety
+/// As in C.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
+    #[cfg(target_arch = "x86_64")]
+    naked_asm!("mov rax, rdi", "mov rcx, rdx", "rep movsb", "ret");
+    #[cfg(target_arch = "aarch64")]
+    naked_asm!(
+        "mov x4, xzr",
+        "2: cmp x4, x2",
+        "b.eq 3f",
+        "ldrb w3, [x1, x4]",
+        "strb w3, [x0, x4]",
+        "add x4, x4, 1",
+        "b 2b",
+        "3: ret"
+    );
+}
+
+/// What the compiler may make of any initialisation: memset(3).
+///
+/// # Safety
+/// As in C.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memset(to: *mut u8, byte: i32, length: usize) -> *mut u8 {
+    #[cfg(target_arch = "x86_64")]
+    naked_asm!("mov r8, rdi", "mov eax, esi", "mov rcx, rdx", "rep stosb", "mov rax, r8", "ret");
+    #[cfg(target_arch = "aarch64")]
+    naked_asm!(
+        "mov x4, xzr",
+        "2: cmp x4, x2",
+        "b.eq 3f",
+        "strb w1, [x0, x4]",
+        "add x4, x4, 1",
+        "b 2b",
+        "3: ret"
+    );
+}
+
+/// What the compiler may make of any comparison: memcmp(3).
+///
+/// # Safety
+/// As in C.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcmp(one: *const u8, other: *const u8, length: usize) -> i32 {
+    #[cfg(target_arch = "x86_64")]
+    naked_asm!(
+        "xor eax, eax",
+        "mov rcx, rdx",
+        "test rcx, rcx",
+        "jz 2f",
+        "repe cmpsb",
+        "je 2f",
+        "movzx eax, byte ptr [rdi - 1]",
+        "movzx ecx, byte ptr [rsi - 1]",
+        "sub eax, ecx",
+        "2: ret"
+    );
+    #[cfg(target_arch = "aarch64")]
+    naked_asm!(
+        "mov x4, xzr",
+        "mov x5, x0",
+        "mov w0, wzr",
+        "2: cmp x4, x2",
+        "b.eq 3f",
+        "ldrb w6, [x5, x4]",
+        "ldrb w7, [x1, x4]",
+        "add x4, x4, 1",
+        "subs w0, w6, w7",
+        "b.eq 2b",
+        "3: ret"
+    );
+}
+
+/// memcmp(3) where only equality matters.
+///
+/// # Safety
+/// As in C.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn bcmp(one: *const u8, other: *const u8, length: usize) -> i32 {
+    #[cfg(target_arch = "x86_64")]
+    naked_asm!("jmp {memcmp}", memcmp = sym memcmp);
+    #[cfg(target_arch = "aarch64")]
+    naked_asm!("b {memcmp}", memcmp = sym memcmp);
+}
 
 unsafe extern "C" {
     /// Defined nowhere: a program that could panic does not link. That is the
@@ -112,6 +197,12 @@ impl Start {
         let environment = unsafe { self.stack.add(self.count + 2) };
         // SAFETY: both end with a null and stay for the life of the program.
         Some(unsafe { Command::new(arguments.cast_mut(), environment) })
+    }
+
+    /// The lowest of the strings, which lie at the top of the stack.
+    #[must_use]
+    pub fn lowest(&self) -> *const u8 {
+        self.argument(0).map_or(self.stack.cast(), <[u8]>::as_ptr)
     }
 
     /// Makes the command line read `title` and `name`, which is argument `index`,

@@ -30,6 +30,26 @@ pub fn set_undumpable() -> Result<()> {
     Ok(())
 }
 
+/// Sends this process `signal` when its parent ends; 0: nothing.
+///
+/// # Errors
+/// `EINVAL` for a signal that does not exist.
+pub fn set_parent_death_signal(signal: i32) -> Result<()> {
+    const PR_SET_PDEATHSIG: usize = 1;
+    prctl(PR_SET_PDEATHSIG, signal as usize, 0)?;
+    Ok(())
+}
+
+/// Makes orphans below this process its children.
+///
+/// # Errors
+/// None that a kernel has a reason for.
+pub fn set_subreaper() -> Result<()> {
+    const PR_SET_CHILD_SUBREAPER: usize = 36;
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0)?;
+    Ok(())
+}
+
 /// No program that this process executes ever gains privileges.
 ///
 /// # Errors
@@ -41,7 +61,9 @@ pub fn set_no_new_privileges() -> Result<()> {
 }
 
 /// `CAP_KILL`: signals to processes of other users.
-pub const CAP_KILL: u32 = 5;
+pub const CAP_KILL: u32 = 1 << 5;
+/// `CAP_SETGID` and `CAP_SETUID`: becoming another user.
+pub const CAP_SETIDS: u32 = 1 << 6 | 1 << 7;
 
 /// Changes to a user and group that nobody else has, keeping the permitted
 /// capabilities.
@@ -76,12 +98,12 @@ pub fn drop_bounding_capabilities() {
     let _ = prctl(PR_CAP_AMBIENT, CLEAR_ALL, 0);
 }
 
-/// Keeps of all capabilities at most `keep`, permitted and effective; nothing is
-/// inheritable.
+/// Keeps of all capabilities those in the mask `keep` (all below 32), permitted
+/// and effective; nothing is inheritable.
 ///
 /// # Errors
 /// `EPERM` if one of `keep` is not permitted already.
-pub fn set_capabilities(keep: Option<u32>) -> Result<()> {
+pub fn set_capabilities(keep: u32) -> Result<()> {
     #[repr(C)]
     struct Header {
         version: u32,
@@ -95,9 +117,8 @@ pub fn set_capabilities(keep: Option<u32>) -> Result<()> {
     }
     const VERSION_3: u32 = 0x2008_0522;
     let header = Header { version: VERSION_3, pid: 0 };
-    let low = keep.map_or(0, |capability| 1 << (capability & 31));
     let data = [
-        Data { effective: low, permitted: low, inheritable: 0 },
+        Data { effective: keep, permitted: keep, inheritable: 0 },
         Data { effective: 0, permitted: 0, inheritable: 0 },
     ];
     // SAFETY: version 3 reads a header and two data structures; all live on this stack frame.

@@ -1,6 +1,6 @@
 //! Descriptors and what is written to them.
 
-use super::{Result, arch::call, check, numbers as nr};
+use super::{Errno, Result, arch::call, check, numbers as nr, time::Timespec};
 
 /// Standard input.
 pub const STDIN: i32 = 0;
@@ -42,4 +42,69 @@ pub fn leave_directory() -> Result<()> {
     // SAFETY: the path is static and ends with a NUL.
     check(unsafe { call(nr::CHDIR, [c"/".as_ptr() as usize, 0, 0, 0, 0]) })?;
     Ok(())
+}
+
+/// Waits until one of two descriptors says something: the first that there is
+/// something to read, the second that it is hung up. Says which did.
+///
+/// # Errors
+/// `EINTR` after a stop.
+pub fn wait_for(readable: i32, hung_up: i32, timeout: Option<Timespec>) -> Result<[bool; 2]> {
+    const POLLIN: u16 = 1;
+    #[repr(C)]
+    struct Poll {
+        descriptor: i32,
+        wanted: u16,
+        found: u16,
+    }
+    let mut polled = [
+        Poll { descriptor: readable, wanted: POLLIN, found: 0 },
+        Poll { descriptor: hung_up, wanted: 0, found: 0 },
+    ];
+    let timeout = timeout.as_ref().map_or(0, |t| core::ptr::from_ref(t) as usize);
+    // SAFETY: the array has two of the kernel's structures; it and the timeout live across the call.
+    check(unsafe { call(nr::PPOLL, [polled.as_mut_ptr() as usize, 2, timeout, 0, 0]) })?;
+    Ok(polled.map(|poll| poll.found != 0))
+}
+
+/// Makes `group` the foreground process group of the terminal `descriptor`.
+///
+/// # Errors
+/// `ENOTTY`: it is not our controlling terminal. `EPERM`: no group of our session.
+pub fn set_foreground(descriptor: i32, group: i32) -> Result<()> {
+    const TIOCSPGRP: usize = 0x5410;
+    // SAFETY: the argument is a pointer to a pid_t that lives across the call.
+    check(unsafe { call(nr::IOCTL, [descriptor as usize, TIOCSPGRP, &raw const group as usize, 0, 0]) })?;
+    Ok(())
+}
+
+/// The foreground process group of the terminal `descriptor`.
+///
+/// # Errors
+/// `ENOTTY`: it is not our controlling terminal.
+pub fn foreground(descriptor: i32) -> Result<i32> {
+    const TIOCGPGRP: usize = 0x540f;
+    let mut group = 0i32;
+    // SAFETY: the argument is a pointer to a pid_t that lives across the call.
+    check(unsafe { call(nr::IOCTL, [descriptor as usize, TIOCGPGRP, &raw mut group as usize, 0, 0]) })?;
+    Ok(group)
+}
+
+/// Reads the file at `path`, which must end with a NUL, as far as `buffer` holds
+/// it; returns the part that was filled.
+///
+/// # Errors
+/// What open(2) and read(2) say.
+pub fn read_file<'b>(path: &[u8], buffer: &'b mut [u8]) -> Result<&'b [u8]> {
+    const HERE: usize = -100isize as usize;
+    const RDONLY_CLOEXEC: usize = 0o2_000_000;
+    if path.last() != Some(&0) {
+        return Err(Errno::NOENT);
+    }
+    // SAFETY: the path ends with a NUL and lives across the call.
+    let file = check(unsafe { call(nr::OPENAT, [HERE, path.as_ptr() as usize, RDONLY_CLOEXEC, 0, 0]) })?;
+    // SAFETY: the buffer lives across the call and has the length given.
+    let read = check(unsafe { call(nr::READ, [file, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0]) });
+    close(file as i32);
+    Ok(buffer.get(..read?).unwrap_or_default())
 }
