@@ -6,7 +6,7 @@ mod init;
 mod version;
 
 fn main() {
-    init::build_init_program();
+    init::build_init_programs();
     version::tell_version();
     init::build_init_programs();
 }

@@ -83,6 +83,9 @@ pub const SYSCTL_VALUE_BYTES_MAX: usize = 4095;
 /// Bytes of a host name or domain name: what the kernel keeps (uname(2)).
 pub const HOSTNAME_BYTES_MAX: usize = 64;
 
+/// Bytes of a pin's file name: what file systems take. (A pod id is shorter.)
+pub const PIN_NAME_BYTES_MAX: usize = 255;
+
 /// Mounts stacked on one pin that a removal takes away before it gives up.
 pub const PIN_STACK_MAX: usize = 64;
 /// Words (8 bytes) that a client reads of one answer: both streams of an exec

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod monitor;
+pub mod pinns;
 pub mod serve;
 pub mod version;
 
@@ -55,13 +56,16 @@ impl Command {
 /// whose memory they shall not carry.
 #[must_use]
 pub fn main(argv: Vec<OsString>) -> ExitCode {
-    if called_as(&argv) == Some("conmonrs") {
-        return serve::main_as_conmonrs(argv);
+    match called_as(&argv) {
+        Some("conmonrs") => return serve::main_as_conmonrs(argv),
+        Some("pinns") => return pinns::main(argv.get(1..).unwrap_or_default()),
+        _ => {}
     }
     let rest = argv.get(2..).unwrap_or_default();
     match argv.get(1).and_then(|role| role.to_str()) {
         Some("keeper") => keeper::main(rest),
         Some("monitor") => monitor::main(rest),
+        Some("pinns") => pinns::main(rest),
         Some("conmonrs") => serve::main_as_conmonrs(argv.into_iter().skip(1).collect()),
         _ => commands(argv),
     }

@@ -46,6 +46,10 @@ pub enum Error {
         what: String,
     },
 
+    /// Someone sent a signal that ends.
+    #[error("interrupted by a signal; everything was undone")]
+    Interrupted,
+
     /// A step failed, and so did undoing what was done before it.
     #[error("{cause}; and undoing it failed: {}; run `podinit gc`", .left.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NotUndone {
@@ -78,7 +82,7 @@ impl Error {
         match self {
             Self::Invalid(_) => Class::Invalid,
             Self::Exists { .. } => Class::Exists,
-            Self::Unverified { .. } => Class::Failed,
+            Self::Unverified { .. } | Self::Interrupted => Class::Failed,
             Self::NotUndone { cause, .. } => cause.class(),
             Self::Step { source, .. } => match Errno::from_io_error(source) {
                 Some(Errno::NOENT) => Class::NotFound,

@@ -29,6 +29,7 @@ mod error;
 mod kind;
 mod make;
 mod pin;
+pub mod pinns;
 mod request;
 pub mod sysctl;
 
@@ -99,6 +100,9 @@ pub(crate) fn create_in(request: &Request, environment: &Environment) -> Result<
             (true, Some(process)) => Some(make::start_init(process)?),
             _ => None,
         };
+        if (environment.interrupted)() {
+            return Err(Error::Interrupted);
+        }
         Ok(Set { namespaces, init })
     });
     match made {
@@ -149,5 +153,6 @@ impl Environment {
         place: make::Place::Thread,
         base: pin::Parents::Make,
         init: InitImage(crate::init::image),
+        interrupted: || false,
     };
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sysctl::Sysctl;
 use super::{Error, Kind};
-use crate::limits::{HOSTNAME_BYTES_MAX, ID_BYTES_MAX, ID_MAPPINGS_MAX, SYSCTLS_MAX};
+use crate::limits::{HOSTNAME_BYTES_MAX, ID_MAPPINGS_MAX, PIN_NAME_BYTES_MAX, SYSCTLS_MAX};
 
 /// Where a pod's namespace comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,16 +135,16 @@ impl Request {
 /// A pod id or file name of pins: one component of a path, printable.
 pub(super) fn check_name(name: &str) -> Result<(), Error> {
     let sound = !name.is_empty()
-        && name.len() <= ID_BYTES_MAX
+        && name.len() <= PIN_NAME_BYTES_MAX
         && name != "."
         && name != ".."
         && !name.contains(|c: char| c == '/' || c.is_control());
     if sound {
         return Ok(());
     }
-    let short: String = name.chars().take(ID_BYTES_MAX).collect();
+    let short: String = name.chars().take(PIN_NAME_BYTES_MAX).collect();
     let text = format!(
-        "{short:?} cannot name a pin: 1 to {ID_BYTES_MAX} bytes are needed, without `/` and control characters"
+        "{short:?} cannot name a pin: 1 to {PIN_NAME_BYTES_MAX} bytes are needed, without `/` and control characters"
     );
     Err(Error::Invalid(text))
 }
