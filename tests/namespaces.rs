@@ -3,10 +3,12 @@
 //! and with real programs.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use podinit::ns::{self, IdMapping, Kind, Placement, Request, Source};
+use podinit::ns::{self, IdMapping, Kind, Placement, PodInit, Request, Source};
 
 const EASY: [Kind; 3] = [Kind::Net, Kind::Ipc, Kind::Uts];
 
@@ -50,6 +52,17 @@ impl Base {
         for entry in fs::read_dir(self.path()).unwrap() {
             let directory = entry.unwrap().path();
             assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "{directory:?} is not empty");
+        }
+    }
+}
+
+impl Drop for Base {
+    /// After a failed test, too, nothing stays mounted.
+    fn drop(&mut self) {
+        let names = fs::read_dir(self.path()).into_iter().flatten().flatten();
+        let names = names.flat_map(|kind| fs::read_dir(kind.path()).into_iter().flatten().flatten());
+        for name in names.map(|pin| pin.file_name()).collect::<Vec<_>>() {
+            ns::remove(self.path(), name.to_str().unwrap()).ok();
         }
     }
 }
@@ -103,6 +116,95 @@ fn user_namespace_owns_the_others_with_a_mapping_without_root() {
         assert_eq!(inode(base.pin(made.kind, "pod")), made.inode);
     }
     ns::remove(base.path(), "pod").unwrap();
+    base.assert_clean();
+}
+
+/// Ends a pod's init and takes its status, as a monitor does.
+fn end(init: &PodInit) {
+    use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+    pidfd_send_signal(&init.pidfd, Signal::KILL).unwrap();
+    waitid(WaitId::PidFd(init.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
+}
+
+fn assert_init_is_in(set: &ns::Set) {
+    let init = set.init.as_ref().unwrap();
+    for made in &set.namespaces {
+        assert_eq!(inode(format!("/proc/{}/ns/{}", init.pid, made.kind)), made.inode, "{}", made.kind);
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", init.pid)).unwrap();
+    let arguments = fs::read_to_string(format!("/proc/{}/cmdline", init.pid)).unwrap();
+    // It changes its title once it runs.
+    assert!(arguments.starts_with("podinit-init\0") || arguments.starts_with("podinit:"), "{arguments:?}");
+    let nspid = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+    assert_eq!(nspid.split_whitespace().last(), Some("1"));
+    let open = fs::read_dir(format!("/proc/{}/fd", init.pid)).unwrap();
+    assert!(open.count() <= 3, "init holds nothing but its standard streams");
+}
+
+#[test]
+fn pid_namespace_has_our_init_as_pid_1() {
+    let base = Base::new();
+    let set = ns::create(&base.request("pod", &[Kind::Pid, Kind::Net, Kind::Ipc, Kind::Uts])).unwrap();
+    assert_init_is_in(&set);
+    let pin = base.pin(Kind::Pid, "pod");
+    let seen = Command::new("nsenter")
+        .arg(format!("--pid={}", pin.display()))
+        .args(["sh", "-c", "echo $$"])
+        .output()
+        .unwrap();
+    assert_ne!(String::from_utf8_lossy(&seen.stdout).trim(), "1", "PID 1 is taken: {seen:?}");
+    assert!(seen.status.success(), "{seen:?}");
+    end(set.init.as_ref().unwrap());
+    ns::remove(base.path(), "pod").unwrap();
+    base.assert_clean();
+}
+
+#[test]
+fn every_kind_at_once_owned_by_a_user_namespace() {
+    let base = Base::new();
+    let mut request = base.request("pod", &Kind::ALL);
+    request.uid_mappings = not_root_mapping();
+    request.gid_mappings = not_root_mapping();
+    let set = ns::create(&request).unwrap();
+    let user = set.namespaces.iter().find(|made| made.kind == Kind::User).unwrap();
+    for made in set.namespaces.iter().filter(|made| made.kind != Kind::User) {
+        assert_eq!(made.owner_inode, user.inode, "{}", made.kind);
+    }
+    assert_init_is_in(&set);
+    end(set.init.as_ref().unwrap());
+    ns::remove(base.path(), "pod").unwrap();
+    base.assert_clean();
+}
+
+#[test]
+fn given_user_namespace_owns_what_is_made_in_it() {
+    let base = Base::new();
+    let mut request = base.request("first", &[Kind::User, Kind::Net]);
+    request.uid_mappings = not_root_mapping();
+    request.gid_mappings = not_root_mapping();
+    let first = ns::create(&request).unwrap();
+    let mut request = base.request("second", &[Kind::Pid, Kind::Uts, Kind::Ipc]);
+    for kind in [Kind::Net, Kind::User] {
+        request.namespaces.push((kind, Source::Path(base.pin(kind, "first"))));
+    }
+    request.hostname = Some("second".to_owned());
+    let second = ns::create(&request).unwrap();
+    let user = first.namespaces.iter().find(|made| made.kind == Kind::User).unwrap();
+    for made in second.namespaces.iter().filter(|made| made.kind != Kind::User) {
+        assert_eq!(made.owner_inode, user.inode, "{}", made.kind);
+        assert_eq!(made.created, made.kind != Kind::Net);
+    }
+    assert_init_is_in(&second);
+    end(second.init.as_ref().unwrap());
+
+    let mut wrong = base.request("third", &[]);
+    wrong.namespaces = vec![(Kind::Ipc, Source::Path(base.pin(Kind::Net, "first")))];
+    let error = ns::create(&wrong).unwrap_err();
+    assert_eq!(error.class(), ns::Class::Invalid, "{error}");
+
+    for name in ["first", "second", "third"] {
+        ns::remove(base.path(), name).unwrap();
+    }
     base.assert_clean();
 }
 
