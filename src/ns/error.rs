@@ -46,6 +46,22 @@ pub enum Error {
         what: String,
     },
 
+    /// The pod exists, and was asked for in another way.
+    #[error("the namespaces of pod {pod} exist, and were asked for in another way; remove them first, or repeat the first request")]
+    Different {
+        /// The pod's id.
+        pod: String,
+    },
+
+    /// The pod was made, and a part of it is gone.
+    #[error("the namespaces of pod {pod} were made, but {what}; remove them and ask again")]
+    Lost {
+        /// The pod's id.
+        pod: String,
+        /// What is gone.
+        what: String,
+    },
+
     /// Someone sent a signal that ends.
     #[error("interrupted by a signal; everything was undone")]
     Interrupted,
@@ -69,6 +85,8 @@ pub enum Class {
     Exists,
     /// A namespace or a path that was named does not exist.
     NotFound,
+    /// Something that was there has gone; remove the rest.
+    Lost,
     /// A limit was reached; the same request may succeed later.
     Exhausted,
     /// The system refused.
@@ -81,7 +99,8 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Invalid(_) => Class::Invalid,
-            Self::Exists { .. } => Class::Exists,
+            Self::Exists { .. } | Self::Different { .. } => Class::Exists,
+            Self::Lost { .. } => Class::Lost,
             Self::Unverified { .. } | Self::Interrupted => Class::Failed,
             Self::NotUndone { cause, .. } => cause.class(),
             Self::Step { source, .. } => match Errno::from_io_error(source) {

@@ -11,6 +11,7 @@ use crate::sys::namespace::Flags;
 
 /// A kind of namespace (namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Network devices, addresses, routes, sockets.
     Net,

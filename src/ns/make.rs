@@ -173,7 +173,7 @@ pub(crate) fn open_pinned(kind: Kind, path: &Path) -> Result<OwnedFd, Error> {
     if Kind::from_flag(flag) == Some(kind) { Ok(fd) } else { Err(found()) }
 }
 
-fn inode(fd: impl AsFd) -> Result<u64, Error> {
+pub(crate) fn inode(fd: impl AsFd) -> Result<u64, Error> {
     let stat = rustix::fs::fstat(fd).map_err(|e| Error::step("look at", "a namespace", e))?;
     Ok(stat.st_ino)
 }

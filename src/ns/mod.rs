@@ -31,6 +31,7 @@ mod make;
 mod pin;
 pub mod pinns;
 mod request;
+pub mod sandbox;
 pub mod sysctl;
 
 use std::os::fd::OwnedFd;

@@ -12,6 +12,7 @@ use crate::limits::{HOSTNAME_BYTES_MAX, ID_MAPPINGS_MAX, PIN_NAME_BYTES_MAX, SYS
 
 /// Where a pod's namespace comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// A new one.
     Create,
@@ -34,6 +35,7 @@ pub struct IdMapping {
 
 /// How namespaces are kept once they are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Placement {
     /// Pinned below the base directory, where other programs find them.
     Pinned,
