@@ -160,11 +160,6 @@ pub enum Error {
     /// Namespaces could not be made.
     #[error(transparent)]
     Namespaces(#[from] ns::Error),
-    /// Other namespaces exist under this pod id.
-    #[error(
-        "pod id {0:?} has namespaces already, made by a different request; remove them first or choose another id"
-    )]
-    SandboxExists(String),
     /// A method of a later version.
     #[error("{0} is not supported by this version of podinit")]
     NotSupported(&'static str),
@@ -188,13 +183,13 @@ impl Error {
         match self {
             Self::Id { .. } | Self::Invalid(_) | Self::Bundle { .. } | Self::Log(_) => Code::InvalidArgument,
             Self::UnknownContainer(_) | Self::HasExited(_) => Code::NotFound,
-            Self::Exists(_) | Self::SandboxExists(_) => Code::AlreadyExists,
+            Self::Exists(_) => Code::AlreadyExists,
             Self::WrongState { .. } | Self::NoTerminal(_) => Code::WrongState,
             Self::Runtime { .. } | Self::RuntimeSpawn { .. } => Code::RuntimeFailed,
             Self::Namespaces(error) => match error.class() {
                 ns::Class::Invalid => Code::InvalidArgument,
                 ns::Class::Exists => Code::AlreadyExists,
-                ns::Class::NotFound => Code::NotFound,
+                ns::Class::NotFound | ns::Class::Lost => Code::NotFound,
                 ns::Class::Exhausted => Code::ResourceExhausted,
                 ns::Class::Failed => Code::RuntimeFailed,
             },

@@ -41,6 +41,7 @@ mod tree;
 
 use crate::keeper::Link;
 use crate::limits::EXITED_KEPT_MAX;
+use crate::ns::sandbox::{DIRECTORY as NAMESPACES_DIRECTORY, Sandboxes};
 use config::Config;
 use container::Container;
 use error::Error;
@@ -50,7 +51,6 @@ use life::Phase;
 use reaper::{Child, Reaper};
 use relay::{Attach, Relay};
 use runtime::Runtime;
-use sandbox::Sandbox;
 
 /// The monitor of one pod.
 #[derive(Debug)]
@@ -65,7 +65,8 @@ pub struct Monitor {
     runtime: Runtime,
     containers: RefCell<BTreeMap<ContainerId, Slot>>,
     created_or_not: Notify,
-    sandboxes: RefCell<BTreeMap<PodId, Rc<Sandbox>>>,
+    namespaces: Sandboxes,
+    inits: RefCell<HashMap<PodId, Child>>,
     unpinned: RefCell<HashMap<String, OwnedFd>>,
     execs: RefCell<HashMap<u32, Child>>,
     closing: Cell<bool>,
@@ -98,7 +99,8 @@ impl Monitor {
             reaper,
             containers: RefCell::default(),
             created_or_not: Notify::new(),
-            sandboxes: RefCell::default(),
+            namespaces: Sandboxes::new(&config.run_dir),
+            inits: RefCell::default(),
             unpinned: RefCell::default(),
             execs: RefCell::default(),
             closing: Cell::new(false),
@@ -273,13 +275,10 @@ impl Monitor {
         self.config.run_dir.join("containers")
     }
 
-    fn sandboxes_dir(&self) -> PathBuf {
-        self.config.run_dir.join("sandboxes")
-    }
-
     /// The directories below the run directory that are ours alone.
     fn own_dirs(&self) -> [PathBuf; 4] {
-        [self.sockets_dir(), self.execs_dir(), self.containers_dir(), self.sandboxes_dir()]
+        let namespaces = self.config.run_dir.join(NAMESPACES_DIRECTORY);
+        [self.sockets_dir(), self.execs_dir(), self.containers_dir(), namespaces]
     }
 
     /// A file name that this monitor uses once.

@@ -47,7 +47,9 @@ pub enum Error {
     },
 
     /// The pod exists, and was asked for in another way.
-    #[error("the namespaces of pod {pod} exist, and were asked for in another way; remove them first, or repeat the first request")]
+    #[error(
+        "the namespaces of pod {pod} exist, and were asked for in another way; remove them first, or repeat the first request"
+    )]
     Different {
         /// The pod's id.
         pod: String,

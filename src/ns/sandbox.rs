@@ -120,7 +120,9 @@ impl CreateNamespaces {
     /// [`Error::Invalid`]: a kind that createNamespaces does not know, or a malformed mapping.
     pub fn request(self) -> Result<Request, Error> {
         if let Some(kind) = self.kinds.iter().find(|kind| !LEGACY_KINDS.contains(kind)) {
-            return Err(Error::Invalid(format!("createNamespaces cannot make a {kind} namespace; createSandbox can")));
+            return Err(Error::Invalid(format!(
+                "createNamespaces cannot make a {kind} namespace; createSandbox can"
+            )));
         }
         let source = |kind| if self.kinds.contains(&kind) { Source::Create } else { Source::Host };
         let user = self.kinds.contains(&Kind::User);
@@ -250,8 +252,9 @@ impl Sandboxes {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::on("read", &path, e)),
         };
-        let record = serde_json::from_slice(&text)
-            .map_err(|e| Error::on("understand", &path, e).advise("remove the file and the pins that it names"))?;
+        let record = serde_json::from_slice(&text).map_err(|e| {
+            Error::on("understand", &path, e).advise("remove the file and the pins that it names")
+        })?;
         Ok(Some(record))
     }
 
@@ -323,7 +326,9 @@ impl Sandboxes {
 fn check_pod(pod: &str) -> Result<(), Error> {
     super::request::check_name(pod)?;
     if pod.starts_with('.') || pod.len() > ID_BYTES_MAX {
-        let text = format!("{pod:?} cannot be a pod id: it has 1 to {ID_BYTES_MAX} bytes and does not begin with a dot");
+        let text = format!(
+            "{pod:?} cannot be a pod id: it has 1 to {ID_BYTES_MAX} bytes and does not begin with a dot"
+        );
         return Err(Error::Invalid(text));
     }
     Ok(())
@@ -405,7 +410,11 @@ impl Record {
                 .map_err(|e| lost(format!("its {} namespace is not: {e}", pinned.kind)))?;
             let inode = super::make::inode(&found)?;
             if inode != pinned.inode {
-                return Err(lost(format!("{} is namespace {inode} now, not {}", path.display(), pinned.inode)));
+                return Err(lost(format!(
+                    "{} is namespace {inode} now, not {}",
+                    path.display(),
+                    pinned.inode
+                )));
             }
         }
         match self.init() {

@@ -13,6 +13,7 @@ use crate::monitor::runtime::CallOptions;
 use crate::rpc::convert::{
     bounded, cgroup_manager, container_id, malformed, pairs, path, paths, refuse, text, texts,
 };
+use crate::rpc::sandbox;
 use crate::rpc::schema::conmon_capnp::conmon::{self as wire, Server};
 use crate::rpc::server::{PodServer, detached};
 use crate::version::BUILD;
@@ -118,6 +119,18 @@ impl Server for PodServer {
         let resized = self.monitor.set_window_size(&id, request.get_width(), request.get_height());
         resized.map_err(|error| refuse(&error))?;
         results.get().init_response();
+        Ok(())
+    }
+
+    async fn create_namespaces(
+        self: Rc<Self>,
+        params: wire::CreateNamespacesParams,
+        mut results: wire::CreateNamespacesResults,
+    ) -> Result<(), capnp::Error> {
+        let request = params.get()?.get_request()?;
+        let made =
+            sandbox::conmon_request(request).and_then(|request| self.monitor.create_namespaces(request));
+        sandbox::set_conmon(results.get().init_response(), &made.map_err(|error| refuse(&error))?);
         Ok(())
     }
 

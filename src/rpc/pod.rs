@@ -131,7 +131,7 @@ impl wire::pod::Server for PodServer {
     ) -> Result<(), capnp::Error> {
         let base = self.monitor.config.run_dir.join("ns");
         let request = sandbox::request(params.get()?.get_request()?, base).map_err(|error| refuse(&error))?;
-        let made = self.monitor.create_sandbox(request).map_err(|error| refuse(&error))?;
+        let made = self.monitor.create_sandbox(&request).map_err(|error| refuse(&error))?;
         sandbox::set(results.get().init_sandbox(), &made);
         Ok(())
     }
@@ -141,7 +141,7 @@ impl wire::pod::Server for PodServer {
         _: wire::pod::NamespacesParams,
         mut results: wire::pod::NamespacesResults,
     ) -> Result<(), capnp::Error> {
-        let made = self.monitor.list_sandboxes();
+        let made = self.monitor.list_sandboxes().map_err(|error| refuse(&error))?;
         let count = u32::try_from(made.len()).unwrap_or(u32::MAX);
         let mut list = results.get().init_sandboxes(count);
         for (index, made) in (0..count).zip(&made) {

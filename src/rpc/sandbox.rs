@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use crate::monitor::error::Error;
-use crate::monitor::sandbox::Sandbox;
+use crate::ns::sandbox::{CreateNamespaces, InitRecord, Pinned, Record, State};
 use crate::ns::{IdMapping, Kind, Placement, Request, Source};
-use crate::rpc::convert::{bounded, malformed, path, text};
+use crate::rpc::convert::{bounded, malformed, path, text, texts};
+use crate::rpc::schema::conmon_capnp::conmon;
 use crate::rpc::schema::podinit_capnp as wire;
 
 /// What a client asks for; `base` is where pins go if it does not say.
@@ -33,11 +34,13 @@ pub(super) fn request(request: wire::sandbox_request::Reader<'_>, base: PathBuf)
 }
 
 /// Writes a sandbox into an answer.
-pub(super) fn set(mut wire: wire::sandbox::Builder<'_>, sandbox: &Sandbox) {
-    wire.set_pod_id(&sandbox.saved.request.name);
-    wire.set_init_pid(sandbox.init_pid().unwrap_or(0));
-    wire.set_created_at_ns(sandbox.saved.created_at_ns);
-    let made = &sandbox.saved.namespaces;
+pub(super) fn set(mut wire: wire::sandbox::Builder<'_>, record: &Record) {
+    wire.set_pod_id(&record.request.name);
+    wire.set_init_pid(record.init().filter(InitRecord::is_alive).map_or(0, |init| init.pid));
+    if let State::Made { created_at_ns, .. } = record.state {
+        wire.set_created_at_ns(created_at_ns);
+    }
+    let made = record.namespaces();
     let count = u32::try_from(made.len()).unwrap_or(u32::MAX);
     let mut list = wire.init_namespaces(count);
     for (index, made) in (0..count).zip(made) {
@@ -50,6 +53,59 @@ pub(super) fn set(mut wire: wire::sandbox::Builder<'_>, sandbox: &Sandbox) {
             wire.set_path(&*path.to_string_lossy());
         }
     }
+}
+
+/// What a client of createNamespaces asks for.
+pub(super) fn conmon_request(
+    request: conmon::create_namespaces_request::Reader<'_>,
+) -> Result<CreateNamespaces, Error> {
+    let bad = |error: capnp::Error| malformed("the request", &error);
+    let kinds = request.get_namespaces().map_err(bad)?;
+    bounded(kinds.len(), "namespaces")?;
+    Ok(CreateNamespaces {
+        pod_id: text(request.get_pod_id().map_err(bad)?, "podId")?,
+        base: path(request.get_base_path().map_err(bad)?, "basePath")?,
+        kinds: kinds
+            .iter()
+            .map(|kind| kind.map(kind_of_conmon).map_err(|capnp::NotInSchema(number)| unknown(number)))
+            .collect::<Result<_, _>>()?,
+        uid_mappings: texts(request.get_uid_mappings().map_err(bad)?, "uidMappings")?,
+        gid_mappings: texts(request.get_gid_mappings().map_err(bad)?, "gidMappings")?,
+    })
+}
+
+/// The answer to createNamespaces: a path for each of the five kinds.
+pub(super) fn set_conmon(wire: conmon::create_namespaces_response::Builder<'_>, record: &Record) {
+    let known = |made: &Pinned| Some((kind_to_conmon(made.kind)?, made.path.clone()?));
+    let made = record.namespaces().iter().filter_map(known).collect::<Vec<_>>();
+    let count = u32::try_from(made.len()).unwrap_or(u32::MAX);
+    let mut list = wire.init_namespaces(count);
+    for (index, (kind, path)) in (0..count).zip(made) {
+        let mut wire = list.reborrow().get(index);
+        wire.set_type(kind);
+        wire.set_path(&*path.to_string_lossy());
+    }
+}
+
+fn kind_of_conmon(kind: conmon::Namespace) -> Kind {
+    match kind {
+        conmon::Namespace::Ipc => Kind::Ipc,
+        conmon::Namespace::Net => Kind::Net,
+        conmon::Namespace::Pid => Kind::Pid,
+        conmon::Namespace::User => Kind::User,
+        conmon::Namespace::Uts => Kind::Uts,
+    }
+}
+
+fn kind_to_conmon(kind: Kind) -> Option<conmon::Namespace> {
+    Some(match kind {
+        Kind::Ipc => conmon::Namespace::Ipc,
+        Kind::Net => conmon::Namespace::Net,
+        Kind::Pid => conmon::Namespace::Pid,
+        Kind::User => conmon::Namespace::User,
+        Kind::Uts => conmon::Namespace::Uts,
+        Kind::Cgroup | Kind::Mnt | Kind::Time => return None,
+    })
 }
 
 fn namespace(request: wire::namespace_request::Reader<'_>) -> Result<(Kind, Source), Error> {
