@@ -294,10 +294,10 @@ pub(super) async fn terminal_of(
 
 /// Reads the pid that the runtime wrote to `path`, and tracks it.
 pub(super) fn adopt_from(reaper: &crate::monitor::reaper::Reaper, path: &Path) -> Result<Child, Error> {
-    let fail = |source| Error::io(format!("read the OCI runtime's pid file {}", path.display()), source);
+    let fail = |source| Error::NoProcess { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(fail)?;
     let pid = text.trim().parse::<u32>().map_err(|error| fail(io::Error::other(error)))?;
-    reaper.adopt(pid).map_err(|error| Error::io(format!("watch process {pid}"), error))
+    reaper.adopt(pid).map_err(fail)
 }
 
 fn pid_file(bundle: &Path) -> PathBuf {

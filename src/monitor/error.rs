@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::monitor::exit::ExitCause;
 use crate::monitor::life::Phase;
 use crate::monitor::log::LogError;
 use crate::monitor::relay::RelayError;
@@ -121,8 +122,8 @@ pub enum Error {
         action: &'static str,
         /// Which container.
         id: String,
-        /// Exit code, or 128 + signal.
-        status: i32,
+        /// How it ended: deployed clients look for the words before it.
+        status: ExitCause,
         /// What it said, shortened to its end.
         stderr: String,
     },
@@ -137,6 +138,14 @@ pub enum Error {
         limit: Duration,
         /// What it said until then.
         stderr: String,
+    },
+    /// The OCI runtime succeeded without leaving a process that can be followed.
+    #[error("the OCI runtime succeeded, but the process that it left cannot be followed: {path:?}: {source}")]
+    NoProcess {
+        /// Its pid file.
+        path: PathBuf,
+        /// What is wrong with it, or with the process.
+        source: io::Error,
     },
     /// The process is still there after SIGKILL.
     #[error(
@@ -185,7 +194,7 @@ impl Error {
             Self::UnknownContainer(_) | Self::HasExited(_) => Code::NotFound,
             Self::Exists(_) => Code::AlreadyExists,
             Self::WrongState { .. } | Self::NoTerminal(_) => Code::WrongState,
-            Self::Runtime { .. } | Self::RuntimeSpawn { .. } => Code::RuntimeFailed,
+            Self::Runtime { .. } | Self::RuntimeSpawn { .. } | Self::NoProcess { .. } => Code::RuntimeFailed,
             Self::Namespaces(error) => match error.class() {
                 ns::Class::Invalid => Code::InvalidArgument,
                 ns::Class::Exists => Code::AlreadyExists,

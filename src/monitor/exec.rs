@@ -70,8 +70,7 @@ impl Monitor {
     pub async fn exec(self: &Rc<Self>, request: ExecRequest) -> Result<ExecOutcome, Error> {
         let container = self.living(&request.id)?;
         if request.command.is_empty() {
-            let end = ExecEnd::NotStarted("the command is empty: name a program to execute".into());
-            return Ok(ExecOutcome { end, output: Captured::default() });
+            return Err(Error::Invalid("the command is empty; name a program to execute".into()));
         }
         let deadline = request.timeout.map(|timeout| Instant::now() + timeout);
         let (process, stream) = self.start_exec(&container, &request, deadline).await?;

@@ -4,6 +4,7 @@
 //! file. So the OOM files come first and the watched exit file last, and every
 //! file appears under its name with its whole content.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -43,6 +44,16 @@ impl From<Option<ChildExit>> for ExitCause {
             Some(Ended::Code(code)) => Self::Code(code),
             Some(Ended::Signal(signal)) => Self::Signal(signal),
             None => Self::Unknown("its status was collected by another process".into()),
+        }
+    }
+}
+
+impl fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "{code}"),
+            Self::Signal(signal) => write!(f, "{} (signal {signal})", self.shell_code()),
+            Self::Unknown(reason) => write!(f, "{} ({reason})", self.shell_code()),
         }
     }
 }

@@ -216,7 +216,7 @@ impl Call {
             cause => Outcome::Failed(Error::Runtime {
                 action: self.action,
                 id: self.id.to_string(),
-                status: cause.shell_code(),
+                status: cause,
                 stderr: self.said(),
             }),
         }

@@ -63,6 +63,13 @@ impl Server for PodServer {
     ) -> Result<(), capnp::Error> {
         let request = exec_request(params.get()?.get_request()?).map_err(|error| refuse(&error))?;
         let monitor = Rc::clone(&self.monitor);
+        if request.command.is_empty() {
+            // Deployed clients get this as the answer of the exec, not as an error.
+            let mut response = results.get().init_response();
+            response.set_exit_code(EXEC_NOT_STARTED);
+            response.set_stderr(b"the command is empty; name a program to execute");
+            return Ok(());
+        }
         let outcome = detached(async move { monitor.exec(request).await }).await?;
         let mut response = results.get().init_response();
         response.set_stdout(&outcome.output.stdout);
