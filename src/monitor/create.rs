@@ -288,7 +288,7 @@ pub(super) async fn terminal_of(
         // Sent just before the exit, and the exit was seen first.
         None => tokio::time::timeout(crate::limits::CONSOLE_TIMEOUT, console.receive())
             .await
-            .map_err(|_| Error::Internal("the OCI runtime succeeded without sending a terminal"))?,
+            .map_err(|_| Error::NoTerminalSent)?,
     }
 }
 

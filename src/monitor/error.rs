@@ -147,6 +147,11 @@ pub enum Error {
         /// What is wrong with it, or with the process.
         source: io::Error,
     },
+    /// The OCI runtime succeeded without sending the terminal it was asked for.
+    #[error(
+        "the OCI runtime succeeded without sending a terminal; does config.json say `\"terminal\": true`?"
+    )]
+    NoTerminalSent,
     /// The process is still there after SIGKILL.
     #[error(
         "container {0:?} is still there after SIGKILL; a process in uninterruptible sleep needs the kernel or storage behind it to answer"
@@ -190,11 +195,21 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::Id { .. } | Self::Invalid(_) | Self::Bundle { .. } | Self::Log(_) => Code::InvalidArgument,
+            Self::Id { .. } | Self::Invalid(_) => Code::InvalidArgument,
+            Self::Bundle { source, .. } => unless_exhausted(source),
+            Self::Log(error) => match error {
+                LogError::Open { source, .. }
+                | LogError::Reopen { source, .. }
+                | LogError::Journal { source } => unless_exhausted(source),
+                LogError::NotAFile { .. } | LogError::Ended => Code::InvalidArgument,
+            },
             Self::UnknownContainer(_) | Self::HasExited(_) => Code::NotFound,
             Self::Exists(_) => Code::AlreadyExists,
             Self::WrongState { .. } | Self::NoTerminal(_) => Code::WrongState,
-            Self::Runtime { .. } | Self::RuntimeSpawn { .. } | Self::NoProcess { .. } => Code::RuntimeFailed,
+            Self::Runtime { .. }
+            | Self::RuntimeSpawn { .. }
+            | Self::NoProcess { .. }
+            | Self::NoTerminalSent => Code::RuntimeFailed,
             Self::Namespaces(error) => match error.class() {
                 ns::Class::Invalid => Code::InvalidArgument,
                 ns::Class::Exists => Code::AlreadyExists,
@@ -217,6 +232,15 @@ impl Error {
             Self::ShuttingDown => Code::ShuttingDown,
             Self::Internal(_) => Code::Internal,
         }
+    }
+}
+
+/// What a client named cannot be opened: its fault, unless the machine is out of
+/// something.
+fn unless_exhausted(error: &io::Error) -> Code {
+    match io_code(error) {
+        Code::ResourceExhausted => Code::ResourceExhausted,
+        _ => Code::InvalidArgument,
     }
 }
 

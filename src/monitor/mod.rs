@@ -147,6 +147,20 @@ impl Monitor {
         }
     }
 
+    /// As [`Monitor::find`], but waits for a create that is under way.
+    ///
+    /// # Errors
+    /// [`Error::UnknownContainer`], also if the create fails.
+    pub async fn settled(&self, id: &ContainerId) -> Result<Rc<Container>, Error> {
+        loop {
+            let settled = self.created_or_not.notified();
+            match self.state(id)? {
+                Some(container) => return Ok(container),
+                None => settled.await,
+            }
+        }
+    }
+
     /// A container whose process is there.
     ///
     /// # Errors

@@ -58,8 +58,7 @@ impl Monitor {
     /// If there is no such container, no such signal, or it survives SIGKILL.
     pub async fn stop(&self, id: &ContainerId, signal: u8, grace: Duration) -> Result<Stopped, Error> {
         let signal = signal_of(signal)?;
-        let container = self.find(id)?;
-        self.notice_foreign_start(&container);
+        let container = self.settled(id).await?;
         self.stop_container(&container, Input::Stop, signal, grace).await
     }
 
@@ -109,7 +108,7 @@ impl Monitor {
     /// # Errors
     /// If it runs and `force` is not given, or the OCI runtime refuses.
     pub async fn delete(&self, id: &ContainerId, force: bool) -> Result<(), Error> {
-        let container = self.find(id)?;
+        let container = self.settled(id).await?;
         if force {
             self.stop_container(&container, Input::Force, libc::SIGKILL, Duration::ZERO).await?;
         }

@@ -84,7 +84,7 @@ impl wire::pod::Server for PodServer {
         mut results: wire::pod::WaitContainerResults,
     ) -> Result<(), capnp::Error> {
         let id = container_id(params.get()?.get_id()?).map_err(|error| refuse(&error))?;
-        let container = self.monitor.find(&id).map_err(|error| refuse(&error))?;
+        let container = self.monitor.settled(&id).await.map_err(|error| refuse(&error))?;
         set_exit(results.get().init_exit(), &*container.recorded().await);
         Ok(())
     }
