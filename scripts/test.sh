@@ -37,7 +37,7 @@ run() {
 }
 
 go_tests() {
-    (cd tests/go && go test -c -o "$log.go" . && "$here/private-mounts.sh" "$log.go" -test.v)
+    (cd tests/go && go test -c -o "$log.go" . && "$here/private-mounts.sh" "$log.go" -test.v -test.parallel 8)
 }
 
 run rust "$here/private-mounts.sh" cargo test --locked --no-fail-fast
