@@ -35,7 +35,7 @@ if [ "${PODINIT_DEMO_IS_PRIVATE:-}" != yes ]; then
 fi
 
 work=$(mktemp -d /tmp/podinit-demo-XXXXXX)
-pod=$(basename "$work")
+pod=demo-${work##*-}
 PODINIT_ROOT=$work/run
 export PODINIT_ROOT
 pod_dir=$PODINIT_ROOT/pods/$pod
@@ -64,7 +64,10 @@ shown() {
         esac
     done
     printf '\n'
-    "$command" "$@" | sed 's/^/      /'
+    rm -f "$work/failed"
+    # Line by line, for what is followed shows as it comes.
+    { "$command" "$@" || echo "$?" >"$work/failed"; } | while IFS= read -r line; do proof "$line"; done
+    [ ! -e "$work/failed" ] || fail "$(basename "$command") $1 failed with status $(cat "$work/failed")"
 }
 # Text of a key of the pod's description, which is JSON.
 inspect() { "$binary" pod inspect "$pod" --output json | grep -o "\"$1\": *[^,}]*" | head -n 1 | sed 's/^[^:]*: *//; s/"//g'; }
@@ -137,14 +140,14 @@ follow_the_logs() {
     log=$pod_dir/logs/red.log
     [ "$(grep -c ' F ' "$log")" = 4 ] || fail "4 records in $log: $(cat "$log")"
     proof "the CRI file behind it: $log"
-    sed 's/^/      /' "$log"
+    while IFS= read -r line; do proof "$line"; done <"$log"
 }
 
 run_an_exec() {
     did 'an exec in a running container, with its own exit code'
     code=0
-    "$binary" exec probe -- sh -c 'echo said inside; exit 7' | sed 's/^/      /' || true
-    "$binary" exec probe -- sh -c 'exit 7' || code=$?
+    "$binary" exec probe -- sh -c 'echo said inside; exit 7' >"$work/said" || code=$?
+    proof "$(cat "$work/said")"
     [ "$code" = 7 ] || fail "exit code $code instead of 7"
     proof "exit code $code"
 }
