@@ -163,3 +163,10 @@ pub const KEEPER_WORD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a pod's init may take to end its namespace in order; all containers
 /// have been stopped by then.
 pub const INIT_GRACE: Duration = Duration::from_secs(5);
+
+/// The longest record that a log reader takes; other monitors write longer ones
+/// than we do. What is longer is not a log, and would be an unbounded heap.
+pub const LOG_READ_RECORD_BYTES_MAX: usize = 1 << 20;
+
+/// Rotated files of one log that a reader looks at: kubelet keeps 5 of a container.
+pub const LOG_READ_FILES_MAX: usize = 64;

@@ -28,6 +28,7 @@ pub mod file;
 pub mod journald;
 pub mod json;
 pub mod loss;
+pub mod reader;
 pub mod split;
 pub mod stamp;
 
