@@ -1,6 +1,8 @@
 //! The data plane through real pipes, terminals, sockets and files: nothing is
 //! lost, nobody waits who should not, nothing is left behind.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -353,4 +355,310 @@ fn terminal_output_and_input_go_through_the_master() {
     // The terminal's own echo comes back too.
     assert_eq!(payload(&path, "stdout"), b"hello\r\nagain\r\ntyped\r\nlast");
     assert_eq!(client.receive_all(), (b"hello\r\nagain\r\ntyped\r\nlast".to_vec(), Vec::new(), true));
+}
+
+/// Gives this thread, and what it starts, a mount table of its own with a tmpfs of
+/// `size` bytes on `directory`.
+fn small_tmpfs(directory: &Path, size: usize) {
+    use nix::mount::{MsFlags, mount};
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    mount(Some("none"), directory, Some("tmpfs"), MsFlags::empty(), Some(format!("size={size}").as_str()))
+        .unwrap();
+}
+
+#[test]
+fn full_disk_holds_the_container_back_and_nothing_is_lost_once_there_is_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    small_tmpfs(&disk, 4 << 20);
+    let filler = disk.join("filler");
+    std::fs::write(&filler, vec![0; (4 << 20) - (40 << 10)]).unwrap();
+    let path = disk.join("ctr.log");
+    let logs = LogSet::open(&[LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0 }]).unwrap();
+    let mut fixture = Fixture::with_logs(directory, logs, None);
+
+    let out = lines(1 << 20);
+    let (mut stdout, bytes) = (fixture.stdout.take().unwrap(), out.clone());
+    // A failed log must not become EPIPE or SIGPIPE in the container.
+    let writer = std::thread::spawn(move || stdout.write_all(&bytes).unwrap());
+    let stats = fixture.wait_for_stats("blocked", |stats| stats.write_errors > 2);
+    assert!(stats.last_write_error.unwrap().contains("No space left"));
+    assert!(!writer.is_finished(), "a pipe cannot hold all that was written");
+    std::fs::remove_file(&filler).unwrap();
+    writer.join().unwrap();
+    let drained = fixture.exit();
+    assert!(drained.complete && drained.stats.stall_longest_ns > 0, "{drained:?}");
+    assert!(payload(&path, "stdout") == out);
+}
+
+#[test]
+fn disk_that_stays_full_delays_the_end_by_the_grace_only_and_the_loss_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    small_tmpfs(&disk, 64 << 10);
+    let configs = ["full.log", "good.log"].map(|name| {
+        let directory = if name == "full.log" { &disk } else { directory.path() };
+        LogConfig { kind: LogKind::Cri, path: directory.join(name), size_max: 0 }
+    });
+    let mut fixture = Fixture::with_logs(directory, LogSet::open(&configs).unwrap(), None);
+    let out = lines(200 << 10);
+    fixture.out().write_all(&out).unwrap();
+    let drained = fixture.exit();
+    assert!(!drained.complete);
+    // The log that works is complete; the other one has lost what it does not have.
+    assert!(payload(&configs[1].path, "stdout") == out);
+    let kept = std::fs::read(&configs[0].path).unwrap();
+    let whole = kept.iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+    std::fs::write(fixture.directory.path().join("whole"), &kept[..whole]).unwrap();
+    let kept = payload(&fixture.directory.path().join("whole"), "stdout");
+    assert!(out.starts_with(&kept));
+    let newlines = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count();
+    let lost = out.len() - newlines(&out) - (kept.len() - newlines(&kept));
+    assert_eq!(drained.stats.stdout.dropped, lost as u64);
+}
+
+#[test]
+fn record_cut_by_a_full_disk_is_whole_in_the_file_that_is_opened_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    small_tmpfs(&disk, 64 << 10);
+    let path = directory.path().join("ctr.log");
+    std::os::unix::fs::symlink(disk.join("ctr.log"), &path).unwrap();
+    let logs = LogSet::open(&[LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0 }]).unwrap();
+    let mut fixture = Fixture::with_logs(directory, logs, None);
+    let out = lines(150 << 10);
+    fixture.out().write_all(&out).unwrap();
+    fixture.wait_for_stats("blocked", |stats| stats.write_errors > 0);
+    std::fs::remove_file(&path).unwrap();
+    fixture.reopen();
+    assert!(fixture.exit().complete);
+    // The old file ends where the disk was full, maybe within a record; the new one goes on with a whole one.
+    let mut old = std::fs::read(disk.join("ctr.log")).unwrap();
+    old.truncate(old.iter().rposition(|byte| *byte == b'\n').unwrap() + 1);
+    let whole = fixture.directory.path().join("whole");
+    std::fs::write(&whole, old).unwrap();
+    let mut both = payload(&whole, "stdout");
+    both.extend(payload(&path, "stdout"));
+    assert!(both == out);
+}
+
+#[test]
+fn fifo_that_nobody_reads_is_a_log_that_waits() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+    let logs = LogSet::open(&[LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0 }]).unwrap();
+    let mut fixture = Fixture::with_logs(directory, logs, None);
+    let out = lines(300_000);
+    let (mut stdout, bytes) = (fixture.stdout.take().unwrap(), out.clone());
+    let writer = std::thread::spawn(move || stdout.write_all(&bytes).unwrap());
+    fixture.wait_for_stats("blocked", |stats| stats.write_errors > 0);
+    let copy = fixture.directory.path().join("copy");
+    let mut fifo = File::open(&path).unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        fifo.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    writer.join().unwrap();
+    fixture.stderr = None;
+    assert!(fixture.finish(DEADLINE).complete);
+    std::fs::write(&copy, reader.join().unwrap()).unwrap();
+    assert!(payload(&copy, "stdout") == out);
+}
+
+#[test]
+fn client_that_does_not_read_neither_stops_the_log_nor_stays() {
+    let mut fixture = Fixture::new();
+    let idle = fixture.attach(false);
+    let out = lines(8 << 20);
+    fixture.out().write_all(&out).unwrap();
+    let drained = fixture.exit();
+    assert!(drained.complete);
+    assert_eq!(drained.stats.clients_cut_off, 1);
+    assert!(payload(&fixture.log_path(), "stdout") == out);
+    let (seen, told, done) = idle.receive_all();
+    assert!(out.starts_with(&seen) && !done);
+    assert!(String::from_utf8(told).unwrap().contains("attach ended"));
+}
+
+#[test]
+fn slow_client_gets_all_of_a_burst() {
+    let mut fixture = Fixture::new();
+    let slow = fixture.attach(false);
+    let out = lines(4 << 20);
+    let (mut stdout, bytes) = (fixture.stdout.take().unwrap(), out.clone());
+    let writer = std::thread::spawn(move || stdout.write_all(&bytes).unwrap());
+    let mut seen = Vec::new();
+    while seen.len() < out.len() {
+        // Slower than the writer, and without a clock.
+        (0..10).for_each(|_| drop(fixture.stats()));
+        let packet = slow.receive();
+        assert_eq!(packet[0], 2);
+        seen.extend_from_slice(&packet[1..]);
+    }
+    writer.join().unwrap();
+    assert!(seen == out);
+    let drained = fixture.exit();
+    assert_eq!(drained.stats.clients_cut_off, 0);
+    assert_eq!(slow.receive(), [0]);
+}
+
+#[test]
+fn client_that_leaves_does_not_end_stdin_for_the_next_one() {
+    let mut fixture = Fixture::new();
+    let first = fixture.attach(false);
+    first.send(b"one ");
+    drop(first);
+    fixture.wait_for_stats("gone", |stats| stats.clients == 0);
+    let second = fixture.attach(false);
+    second.send(b"two");
+    second.half_close();
+    let mut got = String::new();
+    fixture.stdin.take().unwrap().read_to_string(&mut got).unwrap();
+    assert_eq!(got, "one two");
+    fixture.out().write_all(b"bye").unwrap();
+    fixture.exit();
+    assert_eq!(second.receive_all(), (b"bye".to_vec(), Vec::new(), true));
+}
+
+#[test]
+fn with_stdin_once_the_writer_ends_stdin_and_a_watcher_does_not() {
+    let mut fixture = Fixture::new();
+    let watcher = fixture.attach(true);
+    let writer = fixture.attach(true);
+    fixture.wait_for_stats("both", |stats| stats.clients == 2);
+    writer.send(b"one ");
+    drop(watcher);
+    fixture.wait_for_stats("watcher gone", |stats| stats.clients == 1);
+    writer.send(b"two");
+    drop(writer);
+    let mut got = String::new();
+    fixture.stdin.take().unwrap().read_to_string(&mut got).unwrap();
+    assert_eq!(got, "one two");
+    fixture.exit();
+}
+
+#[test]
+fn container_that_does_not_read_stdin_holds_its_client_and_loses_nothing() {
+    let mut fixture = Fixture::new();
+    let client = fixture.attach(true);
+    let input = lines(2 << 20);
+    let sent = input.clone();
+    let sender = std::thread::spawn(move || {
+        sent.chunks(32 << 10).for_each(|packet| client.send(packet));
+        // The last packets are unread when the client goes.
+        drop(client);
+    });
+    // Output goes on meanwhile.
+    fixture.out().write_all(b"busy\n").unwrap();
+    fixture.wait_for_stats("busy", |stats| stats.stdout.lines == 1);
+    let mut got = Vec::new();
+    fixture.stdin.take().unwrap().read_to_end(&mut got).unwrap();
+    sender.join().unwrap();
+    assert!(got == input, "{} of {}", got.len(), input.len());
+    fixture.exit();
+}
+
+#[test]
+fn attach_socket_is_private_made_again_and_never_replaces_a_file() {
+    let mut fixture = Fixture::new();
+    let long = fixture.directory.path().join("d".repeat(150));
+    std::fs::create_dir(&long).unwrap();
+    let path = long.join("attach");
+    fixture.make_socket(&path, false);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    fixture.make_socket(&path, false);
+    // Clients remove the file when the last of them leaves.
+    std::fs::remove_file(&path).unwrap();
+    fixture.make_socket(&path, false);
+    podinit::sys::socket::connect(&path, SocketType::SEQPACKET).unwrap();
+
+    let file = long.join("file");
+    std::fs::write(&file, "precious").unwrap();
+    let (reply, made) = channel();
+    let attach = Attach { path: file.clone(), stop_after_stdin_eof: false };
+    fixture.relay.attach(fixture.id, attach, Box::new(move |answer| reply.send(answer).unwrap()));
+    assert!(made.recv_timeout(DEADLINE).unwrap().is_err());
+    fixture.exit();
+    assert!(!path.exists());
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
+}
+
+#[test]
+fn finished_stream_is_forgotten_and_its_descriptors_are_closed() {
+    let mut fixture = Fixture::new();
+    let mut still_held = fixture.stdout.take().unwrap();
+    assert!(!fixture.finish(Duration::ZERO).complete);
+    assert_eq!(still_held.write(b"late").unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
+    let (reply, stats) = channel();
+    fixture.relay.stats(fixture.id, Box::new(move |answer| reply.send(answer).unwrap()));
+    assert_eq!(stats.recv_timeout(DEADLINE).unwrap(), None);
+}
+
+#[test]
+fn abandoned_stream_leaves_no_log() {
+    let fixture = Fixture::new();
+    assert!(fixture.log_path().exists());
+    fixture.relay.abandon(fixture.id);
+    let (reply, stopped) = channel();
+    fixture.relay.stop(Box::new(move |()| reply.send(()).unwrap()));
+    stopped.recv_timeout(DEADLINE).unwrap();
+    assert!(!fixture.log_path().exists());
+}
+
+#[test]
+fn relay_that_stops_writes_what_it_has_read_and_what_is_in_the_pipes() {
+    let mut fixture = Fixture::new();
+    fixture.out().write_all(&lines(60_000)).unwrap();
+    let (reply, stopped) = channel();
+    fixture.relay.stop(Box::new(move |()| reply.send(()).unwrap()));
+    stopped.recv_timeout(DEADLINE).unwrap();
+    assert!(payload(&fixture.log_path(), "stdout") == lines(60_000));
+}
+
+#[test]
+fn follower_sees_everything_across_rotation_and_reopen_and_stops_at_the_end() {
+    use podinit::monitor::log::reader::{Selection, follow};
+    use std::ops::ControlFlow;
+    let mut fixture = Fixture::with(100 << 10, None);
+    let exited = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let (path, stop) = (fixture.log_path(), rustix::io::dup(&exited).unwrap());
+    let (pieces, seen) = channel();
+    let follower = std::thread::spawn(move || {
+        follow(&path, &Selection::default(), &stop, &mut |piece| {
+            let mut bytes = piece.payload.to_vec();
+            bytes.extend_from_slice(if piece.ends_line { b"\n" } else { b"" });
+            pieces.send(bytes).unwrap();
+            ControlFlow::Continue(())
+        })
+        .unwrap()
+    });
+    let out = lines(1 << 20);
+    let mut got = Vec::new();
+    for (round, part) in out.chunks(40 << 10).enumerate() {
+        fixture.out().write_all(part).unwrap();
+        // The follower may be one rotation behind, not more: files before that are gone.
+        let end = (round * 40) << 10;
+        while got.len() + 200 < end {
+            got.extend(seen.recv_timeout(DEADLINE).unwrap());
+        }
+        if round % 7 == 3 {
+            // Not in the middle of a rotation of ours.
+            let written = (round as u64 * (40 << 10)) + part.len() as u64;
+            fixture.wait_for_stats("written", |stats| stats.stdout.bytes == written);
+            std::fs::rename(fixture.log_path(), fixture.directory.path().join(format!("ctr.log.{round}")))
+                .unwrap();
+            fixture.reopen();
+        }
+    }
+    fixture.exit();
+    rustix::io::write(&exited, &1_u64.to_ne_bytes()).unwrap();
+    assert_eq!(follower.join().unwrap().malformed, 0);
+    got.extend(seen.iter().flatten());
+    assert!(got == out, "{} of {}", got.len(), out.len());
 }

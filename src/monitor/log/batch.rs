@@ -11,11 +11,11 @@ use super::stamp::Stamp;
 
 /// Bytes that one gathered write can render of its own (stamps, tags, short
 /// payloads): room for the greatest record in any format.
-const SCRATCH_BYTES: usize = 256 << 10;
+pub(super) const SCRATCH_BYTES: usize = 256 << 10;
 
-/// Slices in one `writev`: enough for a read buffer full of records of the
-/// greatest length, each two slices.
-const PIECES_MAX: usize = 128;
+/// Slices in one `writev`: enough for a read buffer full of 4 KiB lines, each two
+/// slices. Below that length payloads are copied, and need none of their own.
+const PIECES_MAX: usize = 256;
 
 /// A payload up to this length is copied next to its stamp; a longer one is
 /// referred to where it lies. The kernel's cost of one more slice is about that

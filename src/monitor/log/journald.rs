@@ -291,3 +291,155 @@ impl JournaldSink {
         rustix::net::sendmsg_addr(&self.socket, address, &[], &mut control, flags).map(|_| ())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use std::io::{Read, Seek, SeekFrom};
+    use std::os::unix::net::UnixDatagram;
+
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
+    const STAMP: &super::super::stamp::Stamp = b"2026-11-23T01:02:03.123456789Z";
+
+    /// Gives `lines` to the sink as full lines that begin in this batch.
+    fn write(sink: &mut JournaldSink, lines: &[&[u8]]) -> Progress {
+        let chunk = lines.concat();
+        let mut start = 0;
+        let records: Vec<Record> = lines
+            .iter()
+            .map(|line| {
+                let record =
+                    Record { held: 0, start, end: start + line.len(), tag: Tag::Full, place: Place::First };
+                start += line.len();
+                record
+            })
+            .collect();
+        let batch =
+            Batch { channel: Channel::Stdout, stamp: STAMP, held: &[], chunk: &chunk, records: &records };
+        sink.write(&batch)
+    }
+
+    /// Decodes an entry as journald does; the reference for the encoder.
+    fn decode(mut datagram: &[u8]) -> HashMap<String, Vec<u8>> {
+        let mut fields = HashMap::new();
+        while let Some(end) = datagram.iter().position(|byte| *byte == b'\n') {
+            let name = String::from_utf8(datagram[..end].to_vec()).unwrap();
+            let (length, rest) = datagram[end + 1..].split_first_chunk::<8>().unwrap();
+            let (value, rest) = rest.split_at(usize::try_from(u64::from_le_bytes(*length)).unwrap());
+            fields.insert(name, value.to_vec());
+            datagram = rest.strip_prefix(b"\n").unwrap();
+        }
+        assert!(datagram.is_empty());
+        fields
+    }
+
+    struct Journal {
+        directory: tempfile::TempDir,
+        socket: UnixDatagram,
+    }
+
+    impl Journal {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let socket = UnixDatagram::bind(directory.path().join("socket")).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            Self { directory, socket }
+        }
+
+        fn sink(&self) -> JournaldSink {
+            let identity = Identity {
+                id: "0123456789abcdef".to_owned(),
+                name: Some("web".to_owned()),
+                tag: None,
+                labels: vec![("APP".to_owned(), "shop".to_owned()), ("BAD\nNAME".to_owned(), "x".to_owned())],
+            };
+            JournaldSink::open_at(&self.directory.path().join("socket"), &identity).unwrap()
+        }
+
+        /// The next entry, from the datagram or from the file that came with it.
+        fn receive(&self) -> Option<HashMap<String, Vec<u8>>> {
+            let mut bytes = vec![0; 1 << 20];
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+            let flags = RecvFlags::DONTWAIT;
+            let count = rustix::net::recvmsg(&self.socket, &mut parts, &mut control, flags).ok()?.bytes;
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+                    let mut file = std::fs::File::from(fds.next().unwrap());
+                    assert!(rustix::fs::fcntl_get_seals(&file).unwrap().contains(SealFlags::WRITE));
+                    file.seek(SeekFrom::Start(0)).unwrap();
+                    let mut bytes = Vec::new();
+                    file.read_to_end(&mut bytes).unwrap();
+                    return Some(decode(&bytes));
+                }
+            }
+            bytes.truncate(count);
+            Some(decode(&bytes))
+        }
+    }
+
+    #[test]
+    fn entry_has_conmons_fields_and_any_bytes() {
+        let journal = Journal::new();
+        let mut sink = journal.sink();
+        assert_eq!(write(&mut sink, &[b"a\0b\nc\xff", b"<3>urgent", b"<9>not a level"]), Progress::Kept);
+        let first = journal.receive().unwrap();
+        assert_eq!(first["MESSAGE"], b"a\0b\nc\xff\n");
+        assert_eq!(first["PRIORITY"], b"6");
+        assert_eq!(first["CONTAINER_ID_FULL"], b"0123456789abcdef");
+        assert_eq!(first["CONTAINER_ID"], b"0123456789ab");
+        assert_eq!(first["SYSLOG_IDENTIFIER"], b"web");
+        assert_eq!(first["APP"], b"shop");
+        assert_eq!(first.len(), 7, "{first:?}");
+        let second = journal.receive().unwrap();
+        assert_eq!((&second["MESSAGE"][..], &second["PRIORITY"][..]), (&b"urgent\n"[..], &b"3"[..]));
+        assert_eq!(journal.receive().unwrap()["MESSAGE"], b"<9>not a level\n");
+    }
+
+    #[test]
+    fn entry_that_is_too_long_for_a_datagram_comes_as_a_sealed_file() {
+        let journal = Journal::new();
+        let mut sink = journal.sink();
+        let long = vec![b'x'; 1 << 20];
+        assert_eq!(write(&mut sink, &[&long]), Progress::Kept);
+        assert_eq!(journal.receive().unwrap()["MESSAGE"].len(), long.len() + 1);
+    }
+
+    #[test]
+    fn absent_journal_costs_a_count_that_is_told_when_it_is_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut sink = JournaldSink::open_at(&path, &Identity::default()).unwrap();
+        assert_eq!(write(&mut sink, &[b"lost", b"too"]), Progress::Kept);
+        assert_eq!((sink.dropped(), sink.write_errors()), ([7, 0], 2));
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let journal = Journal { directory, socket };
+        assert_eq!(write(&mut sink, &[b"back"]), Progress::Kept);
+        let told = String::from_utf8(journal.receive().unwrap().remove("MESSAGE").unwrap()).unwrap();
+        assert!(told.starts_with("[podinit: 7 bytes and 2 lines of stdout lost: "), "{told}");
+        assert_eq!(journal.receive().unwrap()["MESSAGE"], b"back\n");
+    }
+
+    #[test]
+    fn busy_journal_holds_back_and_gets_everything_in_order() {
+        let journal = Journal::new();
+        let mut sink = journal.sink();
+        let lines: Vec<String> = (0..2000).map(|number| format!("line {number}")).collect();
+        let lines: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
+        assert_eq!(write(&mut sink, &lines), Progress::Blocked);
+        assert!(sink.retry_at().is_some());
+        let mut got = Vec::new();
+        while got.len() < lines.len() {
+            while let Some(mut entry) = journal.receive() {
+                got.push(entry.remove("MESSAGE").unwrap());
+            }
+            let _progress = sink.retry();
+        }
+        assert!(got.iter().zip(&lines).all(|(got, line)| got.strip_suffix(b"\n") == Some(line)));
+        assert_eq!((sink.dropped(), sink.retry_at()), ([0, 0], None));
+    }
+}

@@ -14,10 +14,11 @@
 //! line that is cut because of its length may be cut within a character; then both
 //! pieces have a `raw`.
 
-use super::batch::{Batch, Gather};
+use super::batch::{Batch, Gather, SCRATCH_BYTES};
 use super::loss::Loss;
 use super::split::{Record, Tag};
 use super::stamp::{STAMP_BYTES, Stamp};
+use crate::limits::LOG_RECORD_BYTES_MAX;
 
 const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
 
@@ -27,6 +28,9 @@ const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
 pub fn encoded_bytes_max(record: &Record) -> usize {
     record.payload_bytes() * 6 + (record.payload_bytes() + 3) * 4 / 3 + 128
 }
+
+/// A record of the greatest length fits into what a driver can gather.
+const _: () = assert!(LOG_RECORD_BYTES_MAX * 6 + (LOG_RECORD_BYTES_MAX + 3) * 4 / 3 + 128 <= SCRATCH_BYTES);
 
 /// Something that takes the bytes of a record: a buffer, or a counter.
 trait Sink {

@@ -229,7 +229,9 @@ mod tests {
 
         #[test]
         fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
-            let _ = parse(&bytes);
+            if let Some(at) = parse(&bytes) {
+                prop_assert!((0..=SECONDS_MAX).contains(&at.seconds()) && at.nanos() < 1_000_000_000);
+            }
         }
     }
 }

@@ -56,7 +56,7 @@ use super::stdin::Stdin;
 use super::{Attach, RelayError, StreamId};
 use crate::limits::{
     ATTACH_CLIENTS_MAX, ATTACH_LAG_MAX, ATTACH_PARTING_MAX, ATTACH_QUEUE_BYTES_MAX, ATTACH_SOCKETS_MAX,
-    ATTACH_STALL_MAX, RELAY_READ_BYTES,
+    ATTACH_STALL_MAX, RELAY_PIPE_BYTES, RELAY_READ_BYTES,
 };
 use crate::monitor::log::batch::Channel;
 
@@ -71,6 +71,10 @@ const KIND_DONE: u8 = 0;
 const KIND_STDOUT: u8 = 2;
 const KIND_STDERR: u8 = 3;
 
+/// Nothing is queued for a client beyond this: what is read when its queue is
+/// almost full, and what the pipes hold when the process exits.
+const QUEUE_BYTES_MAX: usize = ATTACH_QUEUE_BYTES_MAX + 2 * (RELAY_READ_BYTES + RELAY_PIPE_BYTES);
+
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 16;
 
@@ -79,6 +83,9 @@ const TURN_MAX: usize = 32;
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a client that lags is cut off.
+const TOO_SLOW: &str = "this client did not read its output in time";
 
 fn kind(channel: Channel) -> u8 {
     match channel {
@@ -135,6 +142,7 @@ struct Client {
     progress_at: Instant,
     /// Since when the container waits for it.
     lags_since: Option<Instant>,
+    was_cut_off: bool,
 }
 
 /// How a client's input ended.
@@ -150,22 +158,25 @@ pub(super) struct Door {
     id: StreamId,
     points: Vec<Point>,
     clients: Vec<Client>,
-    slots: u32,
+    slot_first: u32,
+    slot_next: u32,
     /// Output has ended; whoever comes is told so.
     done: bool,
     /// A client has ended the input, but another one was still sending.
     eof_wanted: bool,
+    /// Clients that were cut off and are gone.
     cut_off: u64,
 }
 
 impl Door {
-    /// `first_slot` and above are the door's.
+    /// The slots from `first_slot` on are the door's.
     pub(super) fn new(id: StreamId, first_slot: u32) -> Self {
         Self {
             id,
             points: Vec::new(),
             clients: Vec::new(),
-            slots: first_slot,
+            slot_first: first_slot,
+            slot_next: first_slot,
             done: false,
             eof_wanted: false,
             cut_off: 0,
@@ -206,8 +217,8 @@ impl Door {
 
     fn next_token(&mut self) -> Token {
         // A slot number comes round after 16 million clients, when its first owner is long gone.
-        self.slots = (self.slots + 1) & 0xff_ffff;
-        Token::new(self.id, self.slots)
+        self.slot_next = if self.slot_next >= Token::SLOT_MAX { self.slot_first } else { self.slot_next + 1 };
+        Token::new(self.id, self.slot_next)
     }
 
     /// Handles `flags` of the descriptor `token`, if it is the door's. `buffer` is
@@ -298,7 +309,7 @@ impl Door {
     }
 
     pub(super) fn cut_off(&self) -> u64 {
-        self.cut_off
+        self.cut_off + self.clients.iter().filter(|client| client.was_cut_off).count() as u64
     }
 
     /// When [`Self::on_time`] is due.
@@ -314,10 +325,7 @@ impl Door {
         }
         for client in self.clients.iter_mut().filter(|client| client.deadline().is_some_and(|at| at <= now)) {
             match client.state {
-                State::Live => {
-                    self.cut_off += 1;
-                    client.cut_off("it did not read its output");
-                }
+                State::Live => client.cut_off(TOO_SLOW),
                 State::Parting { .. } | State::Gone => client.state = State::Gone,
             }
         }
@@ -330,7 +338,8 @@ impl Door {
             if self.clients.get(at).is_some_and(|client| client.input == Input::Open) {
                 self.input_ended(at, End::Disconnect, stdin);
             }
-            self.clients.swap_remove(at);
+            let client = self.clients.swap_remove(at);
+            self.cut_off += u64::from(client.was_cut_off);
         }
         if self.eof_wanted && !self.clients.iter().any(Client::may_send_more) {
             stdin.close();
@@ -381,6 +390,7 @@ impl Client {
             stop_after_stdin_eof,
             progress_at: Instant::now(),
             lags_since: None,
+            was_cut_off: false,
         }
     }
 
@@ -428,6 +438,9 @@ impl Client {
                 }
                 Err(_) => return self.output_is_dead(),
             }
+        }
+        if self.queue.bytes() + rest.len() > QUEUE_BYTES_MAX {
+            return self.cut_off(TOO_SLOW);
         }
         self.queue.push(kind, rest);
         if self.holds_back() && self.lags_since.is_none() {
@@ -486,8 +499,10 @@ impl Client {
             Ok((0, _)) if flags.contains(EventFlags::RDHUP) => Some(End::HalfClose),
             // An empty packet.
             Ok((0, _)) | Err(Errno::AGAIN | Errno::INTR) => None,
+            // It went without having read all of its output. That is said once, before what it has sent.
+            Err(Errno::CONNRESET) => None,
             Ok((_, sent)) if sent > buffer.len() => {
-                self.cut_off("it sent a packet that is too long");
+                self.cut_off("this client sent a packet that is too long");
                 None
             }
             Ok((kept, _)) => {
@@ -501,6 +516,7 @@ impl Client {
 
     /// Drops what is queued and says why.
     fn cut_off(&mut self, why: &str) {
+        self.was_cut_off = true;
         self.queue.clear();
         self.part_with(KIND_STDERR, format!("\r\npodinit: attach ended: {why}\r\n").as_bytes());
     }

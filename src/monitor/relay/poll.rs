@@ -23,8 +23,11 @@ impl Token {
     /// The eventfd that says that there are commands. No stream has the id 0.
     pub(super) const WAKE: Self = Self(0);
 
+    /// The greatest slot.
+    pub(super) const SLOT_MAX: u32 = 0xff_ffff;
+
     pub(super) fn new(id: StreamId, slot: u32) -> Self {
-        Self(id.0 << 24 | u64::from(slot & 0xff_ffff))
+        Self(id.0 << 24 | u64::from(slot.min(Self::SLOT_MAX)))
     }
 
     pub(super) fn stream(self) -> StreamId {
@@ -32,7 +35,7 @@ impl Token {
     }
 
     pub(super) fn slot(self) -> u32 {
-        u32::try_from(self.0 & 0xff_ffff).unwrap_or(0)
+        u32::try_from(self.0 & u64::from(Self::SLOT_MAX)).unwrap_or(0)
     }
 }
 

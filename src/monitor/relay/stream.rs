@@ -31,8 +31,11 @@ use crate::monitor::log::batch::Channel;
 use crate::monitor::log::stamp::{Stamper, Timestamp};
 use crate::monitor::log::{Buffers, LogError, LogSet};
 
-/// Slots of a stream's descriptors; the attach sockets' come after.
+/// Slots of a stream's descriptors; its channels have 0 and 1.
 const SLOT_STDIN: u32 = 2;
+
+/// The attach sockets' and clients' slots begin here.
+const SLOT_DOOR: u32 = 3;
 
 /// What all streams of the thread share.
 #[derive(Debug)]
@@ -122,7 +125,7 @@ impl Stream {
             stdin: Stdin::new(open.stdin, kind, poll, Token::new(id, SLOT_STDIN))?,
             logs: open.logs,
             capture: open.capture_max.map(Capture::new),
-            door: Door::new(id, SLOT_STDIN),
+            door: Door::new(id, SLOT_DOOR),
             blocked_since: None,
             stall_longest: Duration::ZERO,
             finish: None,
