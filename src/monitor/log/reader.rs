@@ -241,6 +241,12 @@ impl Parser {
         })
     }
 
+    /// What was found so far.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        self.summary
+    }
+
     /// The next bytes are another file's.
     fn next_file(&mut self) {
         let torn = std::mem::take(&mut self.lines);

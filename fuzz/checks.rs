@@ -1,0 +1,129 @@
+//! What the fuzz targets check, as plain functions of bytes: the targets are one
+//! line each, and `tests/fuzz_checks.rs` runs the same checks on a stable compiler.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each target uses one check, and a check fails by panicking"
+)]
+
+use std::ops::ControlFlow;
+
+use podinit::limits::LOG_RECORD_BYTES_MAX;
+use podinit::monitor::log::batch::{Batch, Channel, Gather};
+use podinit::monitor::log::json;
+use podinit::monitor::log::reader::{Parser, Selection, Summary, parse};
+use podinit::monitor::log::split::{Place, Record, Splitter, Tag};
+use podinit::monitor::log::stamp::Timestamp;
+
+const STAMP: &[u8; 30] = b"2026-11-23T01:02:03.123456789Z";
+
+/// How `data` is to be cut: its first byte, and the rest.
+fn portions(data: &[u8]) -> (usize, &[u8]) {
+    match data.split_first() {
+        Some((first, rest)) => (usize::from(*first) * 97 + 1, rest),
+        None => (1, data),
+    }
+}
+
+fn records(stream: &[u8], portion: usize, capacity: usize) -> Vec<(Vec<u8>, Tag, Place)> {
+    let mut splitter = Splitter::default();
+    let mut batch = Vec::with_capacity(capacity);
+    let mut all = Vec::new();
+    let payload = |splitter: &Splitter, chunk: &[u8], record: &Record| {
+        [&splitter.held()[..record.held], &chunk[record.start..record.end]].concat()
+    };
+    for mut chunk in stream.chunks(portion) {
+        loop {
+            let cut = splitter.split(chunk, &mut batch);
+            all.extend(
+                batch.iter().map(|record| (payload(&splitter, chunk, record), record.tag, record.place)),
+            );
+            splitter.commit(chunk, cut);
+            assert!(splitter.held().len() <= LOG_RECORD_BYTES_MAX);
+            if cut.exhausted {
+                break;
+            }
+            chunk = &chunk[cut.consumed..];
+        }
+    }
+    all.extend(splitter.last().iter().map(|last| (payload(&splitter, &[], last), last.tag, last.place)));
+    all
+}
+
+/// Any split of a stream into reads gives the same records, and they give back
+/// the stream.
+pub(crate) fn split(data: &[u8]) {
+    let (portion, stream) = portions(data);
+    let whole = records(stream, stream.len().max(1), 1 << 10);
+    assert_eq!(records(stream, portion, portion % 13 + 1), whole);
+    let mut back = Vec::new();
+    for (payload, tag, _) in whole {
+        assert!(payload.len() <= LOG_RECORD_BYTES_MAX && !payload.contains(&b'\n'));
+        back.extend_from_slice(&payload);
+        back.extend_from_slice(if tag == Tag::Full { b"\n" } else { b"" });
+    }
+    assert_eq!(back, stream);
+}
+
+/// Any bytes are read as a log or refused, in whatever portions they come.
+pub(crate) fn cri_reader(data: &[u8]) {
+    let (portion, log) = portions(data);
+    let read = |portion: usize| -> (Vec<(Timestamp, Vec<u8>, bool)>, u64) {
+        let mut parser = Parser::new(Selection::default());
+        let mut pieces = Vec::new();
+        for part in log.chunks(portion) {
+            let flow = parser.push(part, &mut |piece| {
+                pieces.push((piece.time, piece.payload.to_vec(), piece.ends_line));
+                ControlFlow::Continue(())
+            });
+            assert!(flow.is_continue());
+        }
+        let Summary { malformed } = parser.summary();
+        (pieces, malformed)
+    };
+    let (pieces, malformed) = read(portion);
+    assert_eq!(read(log.len().max(1)), (pieces.clone(), malformed));
+    let records = log.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
+    let good = records.filter(|record| parse(record).is_some()).count();
+    assert_eq!(pieces.len(), good);
+}
+
+/// Any payload becomes one line of JSON, from which its bytes can be had again.
+pub(crate) fn json(data: &[u8]) {
+    let (portion, payload) = portions(data);
+    let payload: Vec<u8> =
+        payload.iter().copied().filter(|byte| *byte != b'\n').take(LOG_RECORD_BYTES_MAX).collect();
+    let (held, chunk) = payload.split_at(portion.min(payload.len()));
+    let tag = if portion % 2 == 0 { Tag::Full } else { Tag::Partial };
+    let record = Record { held: held.len(), start: 0, end: chunk.len(), tag, place: Place::First };
+    let records = [record];
+    let batch = Batch { channel: Channel::Stdout, stamp: STAMP, held, chunk, records: &records };
+    let mut gather = Gather::default();
+    json::encode(&batch, &record, &mut gather);
+    let mut line = Vec::new();
+    gather.append_to(&mut line, &batch);
+    assert_eq!(line.len(), json::encoded_bytes(&batch, &record));
+    assert!(line.len() <= json::encoded_bytes_max(&record));
+    assert_eq!(memchr::memchr(b'\n', &line), Some(line.len() - 1));
+    let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    let newline: &[u8] = if tag == Tag::Full { b"\n" } else { b"" };
+    let expected = [&payload, newline].concat();
+    match std::str::from_utf8(&expected) {
+        Ok(text) => assert_eq!(value["log"].as_str(), Some(text)),
+        Err(_) => assert_eq!(base64(value["raw"].as_str().unwrap()), expected),
+    }
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut bytes, mut word, mut bits) = (Vec::new(), 0_usize, 0_u32);
+    for digit in text.bytes().filter(|byte| *byte != b'=') {
+        word = word << 6 | DIGITS.iter().position(|known| *known == digit).unwrap();
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push(u8::try_from(word >> bits & 0xff).unwrap());
+        }
+    }
+    bytes
+}
