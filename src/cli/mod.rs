@@ -5,6 +5,7 @@
 //! add its own.
 #![forbid(unsafe_code)]
 
+pub mod init;
 pub mod monitor;
 pub mod pinns;
 pub mod serve;
@@ -58,11 +59,13 @@ impl Command {
 pub fn main(argv: Vec<OsString>) -> ExitCode {
     match called_as(&argv) {
         Some("conmonrs") => return serve::main_as_conmonrs(argv),
+        Some("pause") => return init::pause(argv.get(1..).unwrap_or_default()),
         Some("pinns") => return pinns::main(argv.get(1..).unwrap_or_default()),
         _ => {}
     }
     let rest = argv.get(2..).unwrap_or_default();
     match argv.get(1).and_then(|role| role.to_str()) {
+        Some("init") => init::init(rest),
         Some("keeper") => keeper::main(rest),
         Some("monitor") => monitor::main(rest),
         Some("pinns") => pinns::main(rest),

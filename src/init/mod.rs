@@ -2,11 +2,16 @@
 //! `build/init.rs` and contained in this binary; here is what starts it.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, SealFlags};
+
+pub mod survey;
 
 /// PID 1 of a pod: a static executable of one page.
 const POD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/podinit-init-pod"));
@@ -39,6 +44,44 @@ pub fn command_image() -> io::Result<OwnedFd> {
     sealed(COMMAND)
 }
 
+/// Becomes the init that runs one command, in place of this program; returns only
+/// what prevented that. `arguments` are those behind the program's name.
+#[must_use]
+pub fn become_command(name: &OsStr, arguments: &[OsString]) -> io::Error {
+    match command_image() {
+        Ok(image) => crate::sys::exec::replace(image, name, arguments),
+        Err(error) => error,
+    }
+}
+
+/// Writes the init that runs one command into `directory`, as a file that can be
+/// mounted into a container, and returns its path. A file that is there already
+/// is kept if it is the same, and replaced if not.
+///
+/// # Errors
+/// What open(2), write(2) and rename(2) say.
+pub fn path_in(directory: &Path) -> io::Result<PathBuf> {
+    const MODE: u32 = 0o555;
+    let path = directory.join("podinit-init");
+    let same = std::fs::read(&path).is_ok_and(|content| content == COMMAND)
+        && std::fs::metadata(&path).is_ok_and(|data| data.permissions().mode() & 0o7777 == MODE);
+    if !same {
+        // A name of our own, so that two who write at once do not mix, and a rename, so that nobody sees half.
+        let temporary = directory.join(format!(".podinit-init.{}", std::process::id()));
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&temporary)?;
+        let written = file
+            .write_all(COMMAND)
+            .and_then(|()| file.set_permissions(PermissionsExt::from_mode(MODE)))
+            .and_then(|()| std::fs::rename(&temporary, &path));
+        if let Err(error) = written {
+            std::fs::remove_file(&temporary)?;
+            return Err(error);
+        }
+    }
+    Ok(path)
+}
+
 fn sealed(program: &[u8]) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Linux before 6.3 does not know MFD_EXEC, and makes every memory file executable.
@@ -51,4 +94,13 @@ fn sealed(program: &[u8]) -> io::Result<OwnedFd> {
     let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&file, seals)?;
     Ok(file.into())
+}
+
+/// The pure parts of the programs, compiled once more for their unit tests.
+#[cfg(test)]
+#[path = "program"]
+mod program {
+    mod number;
+    mod options;
+    mod request;
 }

@@ -22,13 +22,14 @@ use super::teardown::{self, Outcome};
 use super::{descendants, search};
 
 /// Everything that this mode calls once the command runs.
-static FILTER: [Instruction; 19] = security::allow_only([
+static FILTER: [Instruction; 20] = security::allow_only([
     nr::RT_SIGTIMEDWAIT,
     nr::RESTART_SYSCALL,
     nr::PPOLL,         // wait for signals and the command's end at once
     nr::READ,          // from the signal descriptor; the list of children
     nr::KILL,          // send signals on
     nr::WAIT4,         // reap
+    nr::GETPID,        // to stop together with the command
     nr::IOCTL,         // how the command ended; the terminal's foreground
     nr::RT_SIGACTION,  // want to know of children, at the end
     nr::CLOCK_GETTIME, // the grace time

@@ -22,6 +22,7 @@ mod message;
 mod number;
 mod options;
 mod pause;
+mod request;
 mod search;
 mod teardown;
 

@@ -85,12 +85,8 @@ fn collect(outcome: &mut Outcome) -> bool {
 /// Calls `act` with the pid of every child, as far as the list is read at once.
 fn tell(mut act: impl FnMut(i32)) {
     let mut buffer = [0u8; 4096];
-    // With one thread, a process' main thread has all of its children.
-    let mut path = *b"/proc/self/task/..........\0/children\0";
-    let Some(list) = children_path(&mut path).and_then(|path| stdio::read_file(path, &mut buffer).ok())
-    else {
-        return;
-    };
+    // All of a single-threaded process' children are its one thread's.
+    let Ok(list) = stdio::read_file(b"/proc/thread-self/children\0", &mut buffer) else { return };
     for pid in list.split(|byte| *byte == b' ') {
         let digits = pid.iter().filter(|byte| byte.is_ascii_digit());
         let pid = digits.fold(0i32, |sum, digit| sum.wrapping_mul(10).wrapping_add(i32::from(*digit - b'0')));
@@ -98,23 +94,4 @@ fn tell(mut act: impl FnMut(i32)) {
             act(pid);
         }
     }
-}
-
-/// Puts our pid into the path.
-fn children_path(path: &mut [u8]) -> Option<&[u8]> {
-    const PREFIX: usize = b"/proc/self/task/".len();
-    let mut digits = [0u8; 10];
-    let mut rest = process::id();
-    let mut first = digits.len();
-    while rest > 0 && first > 0 {
-        first -= 1;
-        *digits.get_mut(first)? = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    let mut length = PREFIX;
-    for byte in digits.get(first..)?.iter().chain(b"/children\0") {
-        *path.get_mut(length)? = *byte;
-        length += 1;
-    }
-    path.get(..length)
 }

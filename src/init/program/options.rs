@@ -4,7 +4,7 @@
 //! either stood, and its own long ones.
 
 use super::number;
-use super::pause::{GRACE_MS, Pause};
+use super::request::{GRACE_MS, Pause};
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -213,4 +213,96 @@ fn signal_number(text: &[u8]) -> Option<i32> {
     let name = text.strip_prefix(b"SIG").unwrap_or(text);
     let at = NAMES.split(|byte| *byte == b' ').position(|known| known == name)?;
     i32::try_from(at + 1).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &'static [&'static str]) -> Mode {
+        parse(words.len(), |index| words.get(index).map(|word| word.as_bytes()))
+    }
+
+    fn child(words: &'static [&'static str]) -> Child {
+        match parsed(words) {
+            Mode::Child(child) => child,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn command_begins_behind_the_options() {
+        assert_eq!(child(&["tini", "sleep", "-g"]).command, 1);
+        assert_eq!(child(&["tini", "--", "-g"]).command, 2);
+        assert_eq!(child(&["tini", "-g", "--", "--", "x"]).command, 3);
+        assert_eq!(child(&["tini", "-"]).command, 1);
+    }
+
+    #[test]
+    fn options_of_tini_and_catatonit() {
+        let all = child(&["tini", "-gsvvvw", "-pSIGTERM", "-e", "143", "-e0", "-e255", "--", "x"]);
+        assert!(all.group && all.subreaper && all.report_orphans);
+        assert_eq!(all.parent_death_signal, 15);
+        assert_eq!((all.map(143), all.map(255), all.map(0), all.map(1), all.map(142)), (0, 0, 0, 1, 142));
+        assert_eq!(parsed(&["catatonit", "-V"]), Mode::Version);
+        assert_eq!(parsed(&["tini", "--version"]), Mode::Version);
+        assert_eq!(parsed(&["tini", "-h"]), Mode::Help);
+        assert_eq!(
+            parsed(&["catatonit", "-P"]),
+            Mode::Pause(Pause { name: 0, grace_ms: 10_000, keep_stderr: true })
+        );
+    }
+
+    #[test]
+    fn pause_takes_any_path_and_no_time() {
+        let pause = Mode::Pause(Pause { name: 0, grace_ms: 0, keep_stderr: true });
+        assert_eq!(parsed(&["pause"]), pause);
+        assert_eq!(parsed(&["/usr/bin/pause", "-x"]), pause);
+        assert_eq!(parsed(&["pause2", "x"]), parsed(&["tini", "x"]));
+    }
+
+    #[test]
+    fn own_options() {
+        assert_eq!(child(&["init", "--wait", "x"]).wait_ms, Some(10_000));
+        assert_eq!(child(&["init", "--grace", "20", "--wait", "x"]).wait_ms, Some(20));
+        assert_eq!(child(&["init", "--wait", "--grace=0", "x"]).wait_ms, Some(0));
+        assert_eq!(child(&["init", "--grace=5", "x"]).wait_ms, None);
+        assert_eq!(
+            parsed(&["init", "-P", "--grace", "7", "pod"]),
+            Mode::Pause(Pause { name: 4, grace_ms: 7, keep_stderr: true })
+        );
+    }
+
+    #[test]
+    fn every_signal_by_number_and_name() {
+        for number in 1..=64 {
+            assert_eq!(signal_number(number.to_string().as_bytes()), Some(number));
+        }
+        for (name, number) in
+            [("HUP", 1), ("SIGKILL", 9), ("SIGTERM", 15), ("SIGCHLD", 17), ("XCPU", 24), ("SYS", 31)]
+        {
+            assert_eq!(signal_number(name.as_bytes()), Some(number), "{name}");
+        }
+        for wrong in ["", "0", "65", "-1", "SIG", "TERMINATE", "99999999999999999999", "1x"] {
+            assert_eq!(signal_number(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn wrong_command_lines_are_told_apart() {
+        for words in [
+            &["init"] as &[_],
+            &["init", "--"],
+            &["init", "-g"],
+            &["init", "-p"],
+            &["init", "-p", "NONE", "x"],
+            &["init", "-e", "256", "x"],
+            &["init", "-e"],
+            &["init", "-z", "x"],
+            &["init", "--frob", "x"],
+            &["init", "--grace", "soon", "x"],
+        ] {
+            assert!(matches!(parsed(words), Mode::Wrong(..)), "{words:?}");
+        }
+    }
 }

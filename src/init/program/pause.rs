@@ -15,21 +15,8 @@ use crate::sys::raw::{numbers as nr, process, stdio};
 use super::entry::Start;
 use super::harden::{self, User};
 use super::message::Message;
+use super::request::Pause;
 use super::teardown::{self, Outcome};
-
-/// How to pause.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Pause {
-    /// Which argument is the pod's id; 0, the program's own name, if none is.
-    pub(crate) name: usize,
-    /// How long processes may take to end after TERM, in milliseconds.
-    pub(crate) grace_ms: u64,
-    /// Whether to leave standard error open, for the last message.
-    pub(crate) keep_stderr: bool,
-}
-
-/// How long processes may take to end after TERM, unless told otherwise.
-pub(crate) const GRACE_MS: u64 = 10_000;
 
 /// Everything that this mode calls after it has given up the rest.
 static FILTER: [Instruction; 14] = security::allow_only([

@@ -25,11 +25,12 @@ mod harden;
 mod message;
 mod number;
 mod pause;
+mod request;
 mod teardown;
 
 /// Called by `entry`, on the stack that the kernel made.
 fn main(start: entry::Start) -> ! {
-    let grace_ms = start.argument(2).and_then(number::parse).unwrap_or(pause::GRACE_MS);
+    let grace_ms = start.argument(2).and_then(number::parse).unwrap_or(request::GRACE_MS);
     let name = if start.count() > 1 { 1 } else { 0 };
-    pause::run(start, &pause::Pause { name, grace_ms, keep_stderr: false })
+    pause::run(start, &request::Pause { name, grace_ms, keep_stderr: false })
 }
