@@ -170,3 +170,9 @@ pub const LOG_READ_RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// Rotated files of one log that a reader looks at: kubelet keeps 5 of a container.
 pub const LOG_READ_FILES_MAX: usize = 64;
+
+/// Bytes of one datagram of a netlink answer: the kernel fills at most 32 KiB.
+pub const NETLINK_ANSWER_BYTES_MAX: usize = 64 << 10;
+
+/// How often a list is asked for that changes while the kernel answers.
+pub const NETLINK_ATTEMPTS_MAX: u32 = 8;

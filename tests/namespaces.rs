@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use podinit::ns::sandbox::{CreateNamespaces, Record, Sandboxes, State};
 use podinit::ns::{self, IdMapping, Kind, Placement, PodInit, Request, Source};
 
 const EASY: [Kind; 3] = [Kind::Net, Kind::Ipc, Kind::Uts];
@@ -254,5 +255,80 @@ fn what_is_in_the_way_is_refused_and_left_alone() {
     assert_eq!(error.class(), ns::Class::Exists, "{error}");
     assert!(!fs::metadata(directory.join("pod")).unwrap().file_type().is_block_device());
     ns::remove(base.path(), "pod").unwrap();
+    base.assert_clean();
+}
+
+#[test]
+fn loopback_is_up_in_both_families_and_seen_without_ip() {
+    let base = Base::new();
+    let set = ns::create(&base.request("pod", &EASY)).unwrap();
+    let net = set.namespaces.iter().find(|made| made.kind == Kind::Net).unwrap();
+    let network = ns::network::look(&net.fd).unwrap();
+    let lo = network.interfaces.iter().find(|interface| interface.name == "lo").unwrap();
+    assert!(lo.up);
+    assert_eq!(lo.mtu, 65536);
+    let addresses: Vec<String> = lo.addresses.iter().map(|a| format!("{}/{}", a.address, a.prefix)).collect();
+    assert_eq!(addresses, ["127.0.0.1/8", "::1/128"]);
+    assert_eq!(network.interfaces.len(), 1, "{network:?}");
+    ns::remove(base.path(), "pod").unwrap();
+    base.assert_clean();
+}
+
+#[test]
+fn the_same_request_answers_the_same_and_another_is_refused() {
+    let base = Base::new();
+    let run_dir = tempfile::tempdir().unwrap();
+    let sandboxes = Sandboxes::new(run_dir.path());
+    let ask = |kinds: &[Kind]| CreateNamespaces {
+        pod_id: "pod".to_owned(),
+        base: base.path().to_owned(),
+        kinds: kinds.to_vec(),
+        uid_mappings: vec!["0 100000 65536".to_owned()],
+        gid_mappings: vec!["0 100000 65536".to_owned()],
+    };
+    let all = [Kind::Net, Kind::Pid, Kind::Uts, Kind::User];
+    let first = sandboxes.create_namespaces(ask(&all)).unwrap();
+    let paths: Vec<_> = first.record.namespaces().iter().map(|n| n.path.clone().unwrap()).collect();
+    let expected = ["ipc", "pid", "net", "user", "uts"].map(|k| base.path().join(format!("{k}ns/pod")));
+    assert_eq!(paths, expected);
+    assert_eq!(inode(&paths[0]), inode("/proc/self/ns/ipc"), "not asked for: the host's");
+    for pinned in first.record.namespaces() {
+        assert_eq!(inode(pinned.path.as_ref().unwrap()), pinned.inode);
+        assert_eq!(pinned.created, all.contains(&pinned.kind));
+    }
+
+    // As after a restart of the monitor: only the files are known.
+    let again = Sandboxes::new(run_dir.path()).create_namespaces(ask(&all)).unwrap();
+    assert!(again.made.is_none());
+    assert_eq!(again.record, first.record);
+    let other = sandboxes.create_namespaces(ask(&[Kind::Net])).unwrap_err();
+    assert_eq!(other.class(), ns::Class::Exists, "{other}");
+
+    // A peer keeps answering "ok" when the pod's init has died.
+    end(first.made.unwrap().init.as_ref().unwrap());
+    let lost = sandboxes.create_namespaces(ask(&all)).unwrap_err();
+    assert_eq!(lost.class(), ns::Class::Lost, "{lost}");
+
+    sandboxes.remove("pod").unwrap();
+    sandboxes.remove("pod").expect("removal can be repeated");
+    assert_eq!(sandboxes.list().unwrap(), []);
+    base.assert_clean();
+}
+
+#[test]
+fn what_a_crash_left_half_made_is_no_obstacle() {
+    let base = Base::new();
+    let run_dir = tempfile::tempdir().unwrap();
+    let sandboxes = Sandboxes::new(run_dir.path());
+    let request = base.request("pod", &EASY);
+    let made = sandboxes.create(&request).unwrap();
+    // What the record says between its first and its second writing.
+    let record = Record { state: State::Making, ..made.record };
+    let file = run_dir.path().join("namespaces/pod.json");
+    fs::write(&file, serde_json::to_vec(&record).unwrap()).unwrap();
+    fs::remove_file(base.pin(Kind::Net, "pod")).unwrap_err();
+    let made = sandboxes.create(&request).unwrap();
+    assert!(made.made.is_some(), "made anew");
+    sandboxes.remove("pod").unwrap();
     base.assert_clean();
 }

@@ -28,6 +28,7 @@
 mod error;
 mod kind;
 mod make;
+pub mod network;
 mod pin;
 pub mod pinns;
 mod request;

@@ -278,8 +278,9 @@ pub struct Maker {
 /// value is dropped, which kills and reaps it.
 #[derive(Debug)]
 pub struct Made {
-    child: Child,
+    /// Closed first: the process ends at its end of file even if it could not be killed.
     socket: OwnedFd,
+    child: Child,
 }
 
 /// A child process that is killed and reaped when dropped. It is invisible to
