@@ -285,13 +285,17 @@ fn directory_with_a_long_path_is_served() {
 #[test]
 fn thousand_idle_connections_cost_nobody_else_anything() {
     let pod = Pod::start();
+    // It has spoken: those that have not are the ones to be closed.
+    pod.assert_serves("before");
     let idle: Vec<_> = (0..1000).map_while(|_| UnixStream::connect(pod.socket()).ok()).collect();
     assert_eq!(idle.len(), 1000);
-    // A client that was there before is served beside them.
-    pod.assert_serves("c");
+    pod.assert_serves("beside");
+    // A new one is served too, while all of them are there.
+    pod.reconnect();
+    pod.assert_serves("new");
     drop(idle);
     pod.reconnect();
-    pod.assert_serves("d");
+    pod.assert_serves("after");
 }
 
 #[test]

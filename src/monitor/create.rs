@@ -1,6 +1,5 @@
 //! Creating a container: all of it, or nothing.
 
-use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use crate::monitor::log::journald::Identity;
 use crate::monitor::log::{LogConfig, LogSet};
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Open, Output};
-use crate::monitor::runtime::{Call, CallOptions, Outcome, Purpose, pipe};
+use crate::monitor::runtime::{Call, CallOptions, Purpose, pipe};
 use crate::monitor::saved::Saved;
 use crate::monitor::tree::start_ticks;
 use crate::monitor::{Monitor, Slot};
@@ -271,22 +270,24 @@ pub(super) async fn terminal_of(
     console: &ConsoleSocket,
     limit: Option<std::time::Duration>,
 ) -> Result<OwnedFd, Error> {
-    let received = Cell::new(None);
+    // One future for both waits: dropped between the connection and its message,
+    // it would take the terminal with it.
+    let mut receive = std::pin::pin!(console.receive());
+    let mut received = None;
     let outcome = {
-        let receive = async {
-            received.set(Some(console.receive().await));
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            outcome = call.outcome(limit) => outcome,
-            () = receive => Outcome::Success,
+        let mut outcome = std::pin::pin!(call.outcome(limit));
+        loop {
+            tokio::select! {
+                outcome = &mut outcome => break outcome,
+                terminal = &mut receive, if received.is_none() => received = Some(terminal),
+            }
         }
     };
     outcome.into_result()?;
-    match received.into_inner() {
+    match received {
         Some(received) => received,
         // Sent just before the exit, and the exit was seen first.
-        None => tokio::time::timeout(crate::limits::CONSOLE_TIMEOUT, console.receive())
+        None => tokio::time::timeout(crate::limits::CONSOLE_TIMEOUT, receive)
             .await
             .map_err(|_| Error::NoTerminalSent)?,
     }

@@ -387,8 +387,9 @@ impl Pod {
         if self.is_stopped.get() {
             return;
         }
-        drop(self.call(async |pod| pod.shutdown(0).await));
-        if !wait_readable(&self.keeper) {
+        let is_ending = Client::connect(&self.socket())
+            .is_ok_and(|client| client.call(async |pod| pod.shutdown(0).await).is_ok());
+        if !is_ending || !wait_readable(&self.keeper) {
             for (pid, _) in processes_of(&self.place.name) {
                 kill(pid, "KILL");
             }
