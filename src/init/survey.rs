@@ -51,7 +51,10 @@ fn proc_of(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     rustix::mount::fsconfig_set_fd(system.as_fd(), "pidns", namespace)?;
     rustix::mount::fsconfig_create(system.as_fd())?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    Ok(rustix::mount::fsmount(system.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    let mount = rustix::mount::fsmount(system.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    // What fsmount gives is a path only, and cannot be listed.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(&mount, ".", flags, Mode::empty())?)
 }
 
 /// The processes that a proc file system of the namespace shows.

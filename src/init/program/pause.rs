@@ -50,6 +50,7 @@ pub(crate) fn run(start: Start, options: &Pause) -> ! {
     } else {
         let _ = stdio::close_from(stdio::STDIN);
     }
+    start.forget_environment();
     let lowest = start.lowest();
     let name = start.retitle(b"podinit: ", options.name);
     let _ = security::set_name(&short_name(name));

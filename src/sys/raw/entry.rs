@@ -199,6 +199,26 @@ impl Start {
         Some(unsafe { Command::new(arguments.cast_mut(), environment) })
     }
 
+    /// Overwrites the environment: what a caller left there is nobody's business.
+    pub fn forget_environment(&self) {
+        let mut at = self.count + 2;
+        loop {
+            // SAFETY: envp follows argv's null and ends with one of its own, where this loop ends.
+            let mut byte = unsafe { *self.stack.add(at) } as *mut u8;
+            if byte.is_null() {
+                return;
+            }
+            // SAFETY: a C string of the start stack, which is writable; nothing refers to it.
+            while unsafe { *byte } != 0 {
+                // SAFETY: as above, and not its end yet.
+                unsafe { *byte = 0 };
+                // SAFETY: as above.
+                byte = unsafe { byte.add(1) };
+            }
+            at += 1;
+        }
+    }
+
     /// The lowest of the strings, which lie at the top of the stack.
     #[must_use]
     pub fn lowest(&self) -> *const u8 {
