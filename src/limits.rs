@@ -176,3 +176,10 @@ pub const NETLINK_ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// How often a list is asked for that changes while the kernel answers.
 pub const NETLINK_ATTEMPTS_MAX: u32 = 8;
+
+/// Directories within directories of a run directory that are looked into for sockets; podinit makes three.
+pub const RUN_DIR_DEPTH_MAX: usize = 8;
+
+/// How long the end of a pod's init may take after SIGKILL: it waits for every
+/// process of its namespace, one of which may be stuck in a dead file system.
+pub const INIT_END_TIMEOUT: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::request::map_file;
 use super::sysctl::Sysctl;
-use super::{Error, Kind, Made, PodInit, Request, Source};
+use super::{Error, Kind, Made, PodInit, Request, Source, order};
 use crate::sys::namespace::{self, Inside, Maker, Program, Step, StepError};
 use crate::sys::nsfs;
 
@@ -87,23 +87,10 @@ pub(crate) fn make(
         own.push((*kind, source, open_source(*kind, source)?));
     }
     let plan = Plan { request, sysctls };
-    let joins_user = own.iter().any(|(kind, source, _)| *kind == Kind::User && is_path(source));
-    let creates = request.namespaces.iter().any(|(_, source)| *source == Source::Create);
-    let alone = request.creates(Kind::User) || request.creates(Kind::Pid) || (joins_user && creates);
-    let mut process = None;
-    let mut created = if alone {
-        let mut join = Vec::new();
-        for (kind, _, fd) in own.iter().filter(|(_, source, _)| is_path(source)) {
-            let copy = fd.try_clone().map_err(|e| Error::step("copy a descriptor of", kind.name(), e))?;
-            join.push((*kind, copy));
-        }
-        // A user namespace gives the rights to join the others.
-        join.sort_by_key(|(kind, _)| *kind != Kind::User);
-        let (made, fds) = plan.make_in_process(join, environment)?;
-        process = Some(made);
-        fds
-    } else {
-        plan.make_in_thread(environment)?
+    let own_mnt = own.iter().find(|(kind, _, _)| *kind == Kind::Mnt).map(|(_, _, fd)| fd);
+    let (process, mut created) = match own_mnt.filter(|_| request.creates(Kind::Mnt)) {
+        Some(own_mnt) => order::make_younger(own_mnt, || plan.make_all(&own, environment))?,
+        None => plan.make_all(&own, environment)?,
     };
     let mut found = Vec::with_capacity(own.len());
     for (kind, source, own) in own {
@@ -201,6 +188,9 @@ struct Plan<'a> {
 
 type Fds = Vec<(Kind, OwnedFd)>;
 
+/// The process that is in the new namespaces, if there is one, and they.
+pub(super) type Makings = (Option<namespace::Made>, Fds);
+
 impl Plan<'_> {
     fn created(&self) -> impl Iterator<Item = Kind> {
         Kind::ALL.into_iter().filter(|kind| self.request.creates(*kind))
@@ -230,6 +220,28 @@ impl Plan<'_> {
             inside.sysctls = self.sysctls.iter().map(|s| (s.path.clone(), s.value.clone())).collect();
         }
         Ok(inside)
+    }
+
+    /// Everything that is to be created: in a process if it must be, which is returned, too.
+    fn make_all(
+        &self,
+        own: &[(Kind, &Source, OwnedFd)],
+        environment: &Environment,
+    ) -> Result<Makings, Error> {
+        let creates = |kind| self.request.creates(kind);
+        let joins_user = own.iter().any(|(kind, source, _)| *kind == Kind::User && is_path(source));
+        if !creates(Kind::User) && !creates(Kind::Pid) && !(joins_user && self.created().next().is_some()) {
+            return Ok((None, self.make_in_thread(environment)?));
+        }
+        let mut join = Vec::new();
+        for (kind, _, fd) in own.iter().filter(|(_, source, _)| is_path(source)) {
+            let copy = fd.try_clone().map_err(|e| Error::step("copy a descriptor of", kind.name(), e))?;
+            join.push((*kind, copy));
+        }
+        // A user namespace gives the rights to join the others.
+        join.sort_by_key(|(kind, _)| *kind != Kind::User);
+        let (process, created) = self.make_in_process(join, environment)?;
+        Ok((Some(process), created))
     }
 
     fn make_in_thread(&self, environment: &Environment) -> Result<Fds, Error> {

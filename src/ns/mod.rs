@@ -29,6 +29,7 @@ mod error;
 mod kind;
 mod make;
 pub mod network;
+mod order;
 mod pin;
 pub mod pinns;
 mod request;

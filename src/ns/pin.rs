@@ -112,7 +112,12 @@ impl Pins {
         let target = self.target(kind, &directory, &path)?;
         let copy = directory.try_clone().map_err(|e| Error::on("pin a namespace at", &path, e))?;
         mount::bind(fd, &target, mount::Use::Best).map_err(|e| {
+            let errno = Errno::from_io_error(&e);
             let error = Error::on("mount a namespace on", &path, e);
+            if kind == Kind::Mnt && matches!(errno, Some(Errno::LOOP | Errno::INVAL)) {
+                return error
+                    .advise("a mnt namespace can be pinned only in one that is older, and not in itself");
+            }
             if error.class() == super::Class::Exhausted {
                 return error.advise("there may be too many mounts: see the sysctl fs.mount-max");
             }

@@ -58,3 +58,15 @@ pub fn of_process(pidfd: impl AsFd, flag: Flags) -> io::Result<OwnedFd> {
     };
     ask(pidfd, libc::_IO(0xff, n)).map(own)
 }
+
+/// The number by which the kernel orders mount namespaces: one can be pinned only
+/// in one with a smaller number.
+///
+/// # Errors
+/// `ENOTTY` before Linux 6.11; `EINVAL` if `fd` is no mount namespace.
+pub fn mount_namespace_id(fd: impl AsFd) -> io::Result<u64> {
+    let mut id: u64 = 0;
+    // SAFETY: NS_GET_MNTNS_ID writes one u64 at its argument, which is on this stack frame.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::NS_GET_MNTNS_ID, &raw mut id) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(id) }
+}
