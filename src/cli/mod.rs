@@ -5,8 +5,10 @@
 //! add its own.
 #![forbid(unsafe_code)]
 
+pub mod gc;
 pub mod init;
 pub mod monitor;
+pub mod ns;
 pub mod pinns;
 pub mod serve;
 pub mod version;
@@ -42,12 +44,18 @@ struct Podinit {
 enum Command {
     /// Start a pod's server; returns when it accepts requests. Also called as `conmonrs`.
     Serve(serve::Args),
+    /// List, inspect and enter the pods' namespaces.
+    Ns(ns::Args),
+    /// Remove what is left of pods whose keeper is gone.
+    Gc(gc::Args),
 }
 
 impl Command {
     fn run(self) -> ExitCode {
         match self {
             Self::Serve(args) => serve::run(args),
+            Self::Ns(args) => ns::run(args),
+            Self::Gc(args) => gc::run(args),
         }
     }
 }

@@ -26,6 +26,8 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod gc;
+pub mod inspect;
 mod kind;
 mod make;
 pub mod network;
