@@ -136,6 +136,112 @@ interface Pod extends(Conmon) {
   exec @10 (request :ExecRequest) -> (result :ExecResult);
   # As execSyncContainer, and says what that one cannot: whether output was cut,
   # why the command could not start, how it ended.
+
+  network @11 (podId :Text) -> (network :Network);
+  # What the pod's network namespace looks like from inside, now.
+
+  podStats @12 () -> (stats :PodStats);
+
+  containerStats @13 (id :Text) -> (stats :ContainerStats);
+  # Of a container whose streams are open; `not-found` once it has exited.
+}
+
+struct Network {
+  interfaces @0 :List(Interface);
+  routes @1 :List(Route);
+
+  struct Interface {
+    index @0 :UInt32;
+    name @1 :Text;
+    kind @2 :Text;
+    # As `ip -details link` calls it: veth, bridge, ...; empty for a device
+    # without one.
+    hardwareAddress @3 :Text;
+    up @4 :Bool;
+    state @5 :Text;
+    # Operational state, RFC 2863: up, down, unknown, ...
+    mtu @6 :UInt32;
+    # Bytes.
+    addresses @7 :List(Address);
+    statistics @8 :Statistics;
+  }
+
+  struct Address {
+    address @0 :Text;
+    # IPv4 or IPv6, without the prefix.
+    prefix @1 :UInt8;
+    # Bits.
+  }
+
+  struct Statistics {
+    rxBytes @0 :UInt64;
+    rxPackets @1 :UInt64;
+    rxErrors @2 :UInt64;
+    rxDropped @3 :UInt64;
+    txBytes @4 :UInt64;
+    txPackets @5 :UInt64;
+    txErrors @6 :UInt64;
+    txDropped @7 :UInt64;
+  }
+
+  struct Route {
+    destination @0 :Text;
+    # 0.0.0.0 or :: with prefix 0 is the default route.
+    prefix @1 :UInt8;
+    gateway @2 :Text;
+    # Empty: directly reachable.
+    interface @3 :Text;
+    source @4 :Text;
+    # Preferred source address; empty = the kernel chooses.
+    metric @5 :UInt32;
+  }
+}
+
+struct PodStats {
+  orphansReaped @0 :UInt64;
+  # Children that nobody had asked for and that the monitor collected: what
+  # containers without a pid namespace of their pod leave behind. The pod's init
+  # has the kernel reap its orphans, which are not counted.
+  inits @1 :List(InitStats);
+  containers @2 :UInt32;
+  # Known, exited ones included.
+  execs @3 :UInt32;
+  # Running now.
+  monitorRestarts @4 :UInt32;
+
+  struct InitStats {
+    podId @0 :Text;
+    pid @1 :UInt32;
+    processes @2 :UInt32;
+    # In its pid namespace and those below, itself and zombies not counted.
+    zombies @3 :UInt32;
+  }
+}
+
+struct ContainerStats {
+  stdout @0 :ChannelStats;
+  # The terminal's output, if there is one.
+  stderr @1 :ChannelStats;
+  writeErrors @2 :UInt64;
+  # Failed log writes; each was tried again.
+  lastWriteError @3 :Text;
+  stallLongestNs @4 :UInt64;
+  # The longest time for which output was not read because a log could not be
+  # written.
+  clients @5 :UInt32;
+  # Attached now.
+  clientsCutOff @6 :UInt64;
+  # Attached clients that did not read.
+
+  struct ChannelStats {
+    bytes @0 :UInt64;
+    # Read from the container.
+    lines @1 :UInt64;
+    partials @2 :UInt64;
+    # Log records that did not end a line.
+    dropped @3 :UInt64;
+    # Payload bytes that a log could not keep, summed over the logs.
+  }
 }
 
 enum NamespaceKind {

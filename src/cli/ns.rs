@@ -112,11 +112,13 @@ fn show(format: Format, listed: &[Listed]) -> Result<(), Error> {
             row.path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
         ]);
     }
-    let widths: Vec<usize> =
-        (0..heading.len()).map(|n| rows.iter().filter_map(|row| row.get(n)).map(String::len).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..heading.len())
+        .map(|n| rows.iter().filter_map(|row| row.get(n)).map(String::len).max().unwrap_or(0))
+        .collect();
     let mut out = io::stdout().lock();
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         writeln!(out, "{}", cells.join("  ").trim_end()).map_err(cannot_write)?;
     }
     Ok(())

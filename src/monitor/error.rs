@@ -174,6 +174,9 @@ pub enum Error {
     /// Namespaces could not be made.
     #[error(transparent)]
     Namespaces(#[from] ns::Error),
+    /// The pod has no network namespace that we know of.
+    #[error("pod {0:?} has no network namespace here; make one with createSandbox or createNamespaces")]
+    NoNetwork(String),
     /// A method of a later version.
     #[error("{0} is not supported by this version of podinit")]
     NotSupported(&'static str),
@@ -203,7 +206,7 @@ impl Error {
                 | LogError::Journal { source } => unless_exhausted(source),
                 LogError::NotAFile { .. } | LogError::Ended => Code::InvalidArgument,
             },
-            Self::UnknownContainer(_) | Self::HasExited(_) => Code::NotFound,
+            Self::UnknownContainer(_) | Self::HasExited(_) | Self::NoNetwork(_) => Code::NotFound,
             Self::Exists(_) => Code::AlreadyExists,
             Self::WrongState { .. } | Self::NoTerminal(_) => Code::WrongState,
             Self::Runtime { .. }

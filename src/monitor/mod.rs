@@ -49,7 +49,7 @@ use event::EventLog;
 use id::{ContainerId, PodId};
 use life::Phase;
 use reaper::{Child, Reaper};
-use relay::{Attach, Relay};
+use relay::{Attach, Relay, StreamStats};
 use runtime::Runtime;
 
 /// The monitor of one pod.
@@ -71,6 +71,7 @@ pub struct Monitor {
     execs: RefCell<HashMap<u32, Child>>,
     closing: Cell<bool>,
     terminating: Cell<bool>,
+    restarts: Cell<u32>,
     counter: Cell<u64>,
     keeper: Rc<Link>,
     keeper_pid: Cell<u32>,
@@ -105,6 +106,7 @@ impl Monitor {
             execs: RefCell::default(),
             closing: Cell::new(false),
             terminating: Cell::new(false),
+            restarts: Cell::new(0),
             counter: Cell::new(0),
             keeper,
             keeper_pid: Cell::new(keeper_pid),
@@ -210,6 +212,28 @@ impl Monitor {
         let stream = self.living(id)?.stream()?;
         let answer = ask(|reply| self.relay.attach(stream, attach, reply)).await?;
         Ok(answer?)
+    }
+
+    /// The counters of a container's streams.
+    ///
+    /// # Errors
+    /// If the container is gone.
+    pub async fn stream_stats(&self, id: &ContainerId) -> Result<StreamStats, Error> {
+        let stream = self.living(id)?.stream()?;
+        let answer = ask(|reply| self.relay.stats(stream, reply)).await?;
+        answer.ok_or_else(|| Error::HasExited(id.to_string()))
+    }
+
+    /// How many execs are running.
+    #[must_use]
+    pub fn execs(&self) -> usize {
+        self.execs.borrow().len()
+    }
+
+    /// How many monitors this pod had before this one.
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        self.restarts.get()
     }
 
     /// Closes a container's log files and opens their paths again.

@@ -6,6 +6,7 @@
 
 use std::os::fd::AsFd;
 
+use crate::init::survey::{self, Process};
 use crate::keeper::ToKeeper;
 use crate::limits::{INIT_GRACE, KILL_TIMEOUT};
 use crate::monitor::Monitor;
@@ -15,6 +16,7 @@ use crate::monitor::reaper::Child;
 use crate::monitor::saved::Kept;
 use crate::monitor::tree::start_ticks;
 use crate::ns;
+use crate::ns::network::Network;
 use crate::ns::sandbox::{CreateNamespaces, Record, Sandbox};
 
 impl Monitor {
@@ -47,6 +49,35 @@ impl Monitor {
     /// If what is remembered of them cannot be read.
     pub fn list_sandboxes(&self) -> Result<Vec<Record>, Error> {
         Ok(self.namespaces.list()?)
+    }
+
+    /// What a pod's network namespace looks like from inside.
+    ///
+    /// # Errors
+    /// If the pod has none, or it cannot be entered.
+    pub fn network(&self, pod: &PodId) -> Result<Network, Error> {
+        let none = || Error::NoNetwork(pod.to_string());
+        let record = self.namespaces.get(pod.as_str())?.ok_or_else(none)?;
+        let net = record.namespaces().iter().find(|made| made.kind == ns::Kind::Net).ok_or_else(none)?;
+        if let Some(fd) = self.unpinned.borrow().get(&kept_name(pod, ns::Kind::Net)) {
+            return Ok(ns::network::look(fd)?);
+        }
+        let path = net.path.clone().unwrap_or_else(|| "/proc/self/ns/net".into());
+        let file = std::fs::File::open(&path)
+            .map_err(|error| Error::io(format!("open the network namespace {}", path.display()), error))?;
+        Ok(ns::network::look(&file)?)
+    }
+
+    /// The processes in the pid namespaces of the pods, by pod id.
+    #[must_use]
+    pub fn survey(&self) -> Vec<(PodId, u32, Vec<Process>)> {
+        let inits = self.inits.borrow();
+        let living = inits.iter().filter(|(_, init)| !init.has_exited());
+        let surveyed = living.map(|(pod, init)| {
+            // One that has just ended has no processes.
+            (pod.clone(), init.pid(), survey::processes(init.pid()).unwrap_or_default())
+        });
+        surveyed.collect()
     }
 
     fn hold(&self, pod: &PodId, sandbox: Sandbox) -> Record {

@@ -148,6 +148,7 @@ impl Monitor {
     /// Takes over from an earlier monitor: its containers, their streams, their
     /// exits.
     pub fn take_over(self: &Rc<Self>, mut kept: Kept) {
+        self.restarts.set(kept.restarts);
         if kept.restarts > 0 {
             self.events.add(None, Happening::MonitorRestarted(kept.restarts));
         }

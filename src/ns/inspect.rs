@@ -163,7 +163,8 @@ fn find(pods: &Path, pod: &str) -> Result<Record, Error> {
             }
         }
     }
-    let text = format!("there is no pod {pod:?} with namespaces below {}; see `podinit ns ls`", pods.display());
+    let text =
+        format!("there is no pod {pod:?} with namespaces below {}; see `podinit ns ls`", pods.display());
     Err(Error::Invalid(text))
 }
 
@@ -185,7 +186,8 @@ fn open_all(record: &Record, kinds: &[Kind]) -> Result<Vec<(Kind, OwnedFd)>, Err
         let known = known.ok_or_else(|| Error::Invalid(format!("pod {pod} has no {kind} namespace")))?;
         let init = record.init().map(|init| PathBuf::from(format!("/proc/{}/ns/{kind}", init.pid)));
         let place = known.path.clone().or(init).ok_or_else(|| {
-            let text = format!("the {kind} namespace of pod {pod} is kept by descriptor only; it has no path");
+            let text =
+                format!("the {kind} namespace of pod {pod} is kept by descriptor only; it has no path");
             Error::Invalid(text)
         })?;
         let fd = open_pinned(kind, &place)?;
@@ -229,7 +231,8 @@ fn inspect_one(pod: Option<String>, kind: Kind, fd: OwnedFd) -> Result<Inspected
 /// Mount points whose root is this namespace.
 fn pins_of(kind: Kind, inode: u64) -> Result<Vec<PathBuf>, Error> {
     let root = format!("{kind}:[{inode}]");
-    let pins = super::gc::mount_points(|fields| fields.get(3).is_some_and(|field| *field == root.as_bytes()))?;
+    let pins =
+        super::gc::mount_points(|fields| fields.get(3).is_some_and(|field| *field == root.as_bytes()))?;
     Ok(pins)
 }
 

@@ -9,3 +9,4 @@ mod pod;
 mod sandbox;
 pub mod schema;
 pub mod server;
+mod stats;

@@ -7,12 +7,13 @@ use crate::monitor::container::Container;
 use crate::monitor::event::{Event, EventLog, Happening};
 use crate::monitor::exec::{ExecEnd, ExecRequest};
 use crate::monitor::exit::{ExitCause, ExitRecord};
-use crate::monitor::id::ContainerId;
+use crate::monitor::id::{ContainerId, PodId};
 use crate::monitor::life::Phase;
 use crate::rpc::convert::{container_id, refuse, text, texts};
 use crate::rpc::sandbox;
 use crate::rpc::schema::podinit_capnp as wire;
 use crate::rpc::server::{PodServer, detached};
+use crate::rpc::stats;
 
 impl wire::pod::Server for PodServer {
     async fn list_containers(
@@ -168,6 +169,37 @@ impl wire::pod::Server for PodServer {
             ExecEnd::NotStarted(reason) => result.set_not_started(&reason),
             ExecEnd::TimedOut => result.set_timed_out(()),
         }
+        Ok(())
+    }
+
+    async fn network(
+        self: Rc<Self>,
+        params: wire::pod::NetworkParams,
+        mut results: wire::pod::NetworkResults,
+    ) -> Result<(), capnp::Error> {
+        let pod = text(params.get()?.get_pod_id()?, "podId").and_then(|pod| PodId::new(&pod));
+        let network = pod.and_then(|pod| self.monitor.network(&pod)).map_err(|error| refuse(&error))?;
+        stats::set_network(results.get().init_network(), &network);
+        Ok(())
+    }
+
+    async fn pod_stats(
+        self: Rc<Self>,
+        _: wire::pod::PodStatsParams,
+        mut results: wire::pod::PodStatsResults,
+    ) -> Result<(), capnp::Error> {
+        stats::set_pod(results.get().init_stats(), &self.monitor);
+        Ok(())
+    }
+
+    async fn container_stats(
+        self: Rc<Self>,
+        params: wire::pod::ContainerStatsParams,
+        mut results: wire::pod::ContainerStatsResults,
+    ) -> Result<(), capnp::Error> {
+        let id = container_id(params.get()?.get_id()?).map_err(|error| refuse(&error))?;
+        let counted = self.monitor.stream_stats(&id).await.map_err(|error| refuse(&error))?;
+        stats::set_container(results.get().init_stats(), &counted);
         Ok(())
     }
 }
