@@ -183,3 +183,24 @@ pub const RUN_DIR_DEPTH_MAX: usize = 8;
 /// How long the end of a pod's init may take after SIGKILL: it waits for every
 /// process of its namespace, one of which may be stuck in a dead file system.
 pub const INIT_END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a pod's server may take until it is ready, as people wait for it. It
+/// opens a socket and starts two processes, but the machine may be busy.
+pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a command that asks every pod waits for one of them.
+pub const LISTING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a pod's server may take, beyond the containers' grace time, to end.
+pub const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What `run` gives a container between SIGTERM and SIGKILL when nobody reads
+/// its output any more.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// How long `run` waits for the rest of a terminal's output once its process is
+/// gone. The server sends it at once.
+pub const OUTPUT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes that `run` and `logs` read and write at a time: a pipe's capacity.
+pub const PRINT_BUFFER_BYTES: usize = 64 << 10;

@@ -5,13 +5,30 @@
 //! add its own.
 #![forbid(unsafe_code)]
 
+pub mod attach;
+pub mod bundle;
+pub mod container;
+pub mod exit;
+pub mod find;
+pub mod follow;
 pub mod gc;
 pub mod init;
+pub mod launch;
+pub mod logs;
 pub mod monitor;
+pub mod names;
 pub mod ns;
+pub mod output;
+pub mod paths;
+pub mod people;
 pub mod pinns;
+pub mod pod;
+pub mod run;
 pub mod serve;
+pub mod signals;
+pub mod teardown;
 pub mod version;
+pub mod view;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -21,11 +38,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::keeper;
+pub use people::Globals;
 use version::{Detail, Format};
 
 /// The init system of a pod.
 #[derive(Debug, Parser)]
 #[command(name = "podinit", arg_required_else_help = true, disable_version_flag = true)]
+#[command(after_help = people::EXIT_CODES)]
 struct Podinit {
     /// Print the version and exit.
     #[arg(long, short = 'v', num_args = 0..=1, default_missing_value = "default", value_name = "DETAIL")]
@@ -34,6 +53,9 @@ struct Podinit {
     /// Print the version as JSON and exit.
     #[arg(long, short = 'j', num_args = 0..=1, default_missing_value = "default", value_name = "DETAIL")]
     version_json: Option<Detail>,
+
+    #[command(flatten)]
+    globals: Globals,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -48,14 +70,18 @@ enum Command {
     Ns(ns::Args),
     /// Remove what is left of pods whose keeper is gone.
     Gc(gc::Args),
+
+    #[command(flatten)]
+    People(people::PeopleCommand),
 }
 
 impl Command {
-    fn run(self) -> ExitCode {
+    fn run(self, globals: &Globals) -> ExitCode {
         match self {
             Self::Serve(args) => serve::run(args),
             Self::Ns(args) => ns::run(args),
             Self::Gc(args) => gc::run(args),
+            Self::People(command) => command.run(globals),
         }
     }
 }
@@ -95,7 +121,7 @@ fn commands(argv: Vec<OsString>) -> ExitCode {
     match podinit {
         Podinit { version: Some(detail), .. } => version::print(detail, Format::Text),
         Podinit { version_json: Some(detail), .. } => version::print(detail, Format::Json),
-        Podinit { command: Some(command), .. } => command.run(),
+        Podinit { command: Some(command), globals, .. } => command.run(&globals),
         // clap shows the help for an empty command line; this is `podinit --`.
         Podinit { command: None, .. } => ExitCode::from(2),
     }
