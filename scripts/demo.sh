@@ -66,7 +66,7 @@ shown() {
     printf '\n'
     rm -f "$work/failed"
     # Line by line, for what is followed shows as it comes.
-    { "$command" "$@" || echo "$?" >"$work/failed"; } | while IFS= read -r line; do proof "$line"; done
+    { "$command" "$@" 2>&1 || echo "$?" >"$work/failed"; } | while IFS= read -r line; do proof "$line"; done
     [ ! -e "$work/failed" ] || fail "$(basename "$command") $1 failed with status $(cat "$work/failed")"
 }
 # Text of a key of the pod's description, which is JSON.
@@ -106,7 +106,7 @@ namespaces_are_pinned() {
 pid_1_is_podinit() {
     init=$(inspect init_pid)
     did 'PID 1 of the pod is podinit'
-    name=$(tr '\0' ' ' <"/proc/$init/cmdline")
+    name=$(tr '\0' ' ' <"/proc/$init/cmdline" | sed 's/ *$//')
     inner=$(awk '/^NSpid:/ { print $NF }' "/proc/$init/status")
     [ "$inner" = 1 ] || fail "process $init is pid $inner inside"
     case $name in podinit*) ;; *) fail "PID 1 is $name" ;; esac
@@ -159,7 +159,7 @@ orphans_are_reaped() {
     processes=$("$binary" exec probe -- ps -o pid,stat,comm)
     zombies=$(printf '%s\n' "$processes" | awk '$2 ~ /^Z/' | wc -l)
     [ "$zombies" = 0 ] || fail "zombies: $processes"
-    proof "zombies in the pod: $zombies of $(printf '%s\n' "$processes" | wc -l) processes listed"
+    proof "zombies: $zombies of $(($(printf '%s\n' "$processes" | wc -l) - 1)) processes in the pod"
 }
 
 exit_code_42() {
@@ -177,13 +177,19 @@ stop_the_pod() {
     ls /proc/[0-9]*/ns/pid -d 2>/dev/null | while read -r link; do
         [ "$(inode "$link" 2>/dev/null)" = "$(inode "/proc/$init/ns/pid")" ] && echo "$link"
     done | cut -d / -f 3 >"$work/pids" || true
-    echo "$keeper" >>"$work/pids"
+    echo "$keeper" "$(cat "/proc/$keeper/task/$keeper/children")" | tr ' ' '\n' | grep . >>"$work/pids"
+    sort -u -o "$work/pids" "$work/pids"
     shown "$binary" pod stop --time 1 "$pod"
 }
 
 nothing_is_left() {
     did 'nothing is left'
     for pid in $(cat "$work/pids"); do
+        # Ended, but perhaps not collected yet by its parent, the machine's init.
+        for _ in $(seq 50); do
+            [ -e "/proc/$pid" ] || break
+            sleep 0.1
+        done
         [ ! -e "/proc/$pid" ] || fail "process $pid is there: $(tr '\0' ' ' <"/proc/$pid/cmdline")"
     done
     proof "processes: 0 of $(wc -l <"$work/pids") that there were"
