@@ -4,9 +4,9 @@
 //! the end of the command is ours, with its code. The command gets back the signal
 //! mask, a process group of its own, and the terminal, if there is one.
 //!
-//! Where the kernel can (Linux 6.15), orphans are reaped without us, and the
-//! command's exit code is read from its pidfd; else we collect them, a
-//! millisecond's worth at a time.
+//! Where the kernel can (Linux 6.15), orphans vanish without us, and the
+//! command's exit code is read from its pidfd; else we collect them. Either way a
+//! storm of orphans wakes us up once a millisecond, not once for each.
 
 use crate::sys::raw::process::{self, Change, Child as Process, Command, Ended};
 use crate::sys::raw::security::{self, Instruction};
@@ -25,8 +25,8 @@ use super::{descendants, search};
 static FILTER: [Instruction; 20] = security::allow_only([
     nr::RT_SIGTIMEDWAIT,
     nr::RESTART_SYSCALL,
-    nr::PPOLL,         // wait for signals and the command's end at once
-    nr::READ,          // from the signal descriptor; the list of children
+    nr::PPOLL,         // whether the command has ended
+    nr::READ,          // the list of children
     nr::KILL,          // send signals on
     nr::WAIT4,         // reap
     nr::GETPID,        // to stop together with the command
@@ -39,8 +39,10 @@ static FILTER: [Instruction; 20] = security::allow_only([
     nr::EXIT_GROUP,
 ]);
 
-/// How long a storm of orphans is let gather before they are reaped.
+/// How long orphans are let gather before we look again, while there are more at each look.
 const GATHER_NS: u64 = 1_000_000;
+/// How long at first.
+const GATHER_FIRST_NS: u64 = 50_000;
 
 /// The command while it runs.
 struct Running<'o> {
@@ -77,13 +79,9 @@ pub(crate) fn run(start: &Start, options: &Child) -> ! {
     // Also here, or a signal to the group could come before the child has made it.
     let _ = process::lead_group(process.pid);
     let running = Running { options, process, first };
-    let signals = if reaps_itself { signal::open(Set::ALL).ok() } else { None };
     let _ = stdio::leave_directory();
     harden::apply(if first { User::Change } else { User::Keep }, &FILTER);
-    let ended = match signals {
-        Some(signals) => running.watch(signals),
-        None => running.reap(),
-    };
+    let ended = if reaps_itself { running.wait(Running::look) } else { running.wait(Running::reap) };
     running.finish(ended)
 }
 
@@ -104,20 +102,24 @@ fn adopt_death(wanted: i32) {
     }
 }
 
-/// Tries out whether children vanish by themselves and leave their exit code
-/// behind in a pidfd. If so, `CHLD` stays ignored.
+/// Tries out whether children can vanish by themselves and leave their exit code
+/// behind in a pidfd. If so, it stays that way.
 fn kernel_reaps() -> bool {
     const CODE: u8 = 77;
-    let _ = signal::set_disposition(signal::CHLD, Disposition::Ignore);
+    const LOOKS: usize = 100;
+    if signal::set_disposition(signal::CHLD, Disposition::Vanish).is_err() {
+        return false;
+    }
     let Ok(made) = process::fork() else { return false };
     let Some(child) = made else { process::exit(CODE) };
-    // Waiting for ever is no danger: a kernel without this reports no hang-up, but it reports the end as readable.
-    let waited = stdio::wait_for(child.descriptor, child.descriptor, None);
-    let mut ended = process::ended(child.descriptor);
-    if waited.is_ok() && ended.is_none() {
-        // Between the end and the reaping there are a few microseconds.
-        let _ = stdio::wait_for(-1, child.descriptor, Some(Timespec::from_ns(2 * GATHER_NS)));
+    let _ = signal::wait(Set::EMPTY.with(signal::CHLD), None);
+    let mut ended = None;
+    for _ in 0..LOOKS {
         ended = process::ended(child.descriptor);
+        if ended.is_some() {
+            break;
+        }
+        let _ = signal::wait(Set::EMPTY, Some(Timespec::from_ns(GATHER_FIRST_NS)));
     }
     stdio::close(child.descriptor);
     ended == Some(Ended::Code(CODE))
@@ -151,51 +153,58 @@ fn become_command(start: &Start, options: &Child, command: &Command, mask: Set) 
 }
 
 impl Running<'_> {
-    /// Waits for the end of the command while the kernel reaps.
-    fn watch(&self, signals: i32) -> Ended {
-        loop {
-            let found = stdio::wait_for(signals, self.process.descriptor, None);
-            let Ok([signalled, over]) = found else { continue };
-            if signalled {
-                while let Ok(received) = signal::take(signals) {
-                    self.forward(received.signal);
-                }
-            }
-            if over && let Some(ended) = process::ended(self.process.descriptor) {
-                return ended;
-            }
-        }
-    }
-
-    /// Waits for the end of the command, and reaps.
-    fn reap(&self) -> Ended {
-        let mut gathering = false;
+    /// Waits for the end of the command, for which `look` looks when a child has ended.
+    fn wait(&self, look: fn(&Self) -> Option<Ended>) -> Ended {
+        let mut gather_ns = None;
         loop {
             // While orphans gather, CHLD does not wake us; all else does.
-            let (set, timeout) = if gathering {
-                (Set::ALL.without(signal::CHLD), Some(Timespec::from_ns(GATHER_NS)))
-            } else {
-                (Set::ALL, None)
-            };
-            if let Ok(received) = signal::wait(set, timeout)
+            let set = if gather_ns.is_some() { Set::ALL.without(signal::CHLD) } else { Set::ALL };
+            let received = signal::wait(set, gather_ns.map(Timespec::from_ns));
+            if let Ok(received) = received
                 && received.signal != signal::CHLD
             {
                 self.forward(received.signal);
                 continue;
             }
-            gathering = false;
-            while let Ok(Some(changed)) = process::reap() {
-                match changed.change {
-                    Change::Ended(ended) if changed.pid == self.process.pid => return ended,
-                    Change::Stopped(by) if changed.pid == self.process.pid => self.stop_too(by),
-                    Change::Stopped(_) => {}
-                    Change::Ended(_) => {
-                        gathering = true;
-                        self.report(changed.pid);
-                    }
-                }
+            if let Some(ended) = look(self) {
+                return ended;
+            }
+            gather_ns = if received.is_ok() { Some(GATHER_FIRST_NS) } else { self.gather_on(gather_ns) };
+        }
+    }
+
+    /// After a time of gathering: if more came meanwhile, a longer one.
+    fn gather_on(&self, gather_ns: Option<u64>) -> Option<u64> {
+        let ns = gather_ns?;
+        let more = signal::wait(Set::EMPTY.with(signal::CHLD), Some(Timespec::from_ns(0))).is_ok();
+        more.then(|| (ns * 2).min(GATHER_NS))
+    }
+
+    /// Looks whether the command has ended. The kernel reaps, and it does so a few microseconds after it told us,
+    /// or when a tracer of the command lets it: once the command is over, only waiting helps.
+    fn look(&self) -> Option<Ended> {
+        let command = self.process.descriptor;
+        let mut ended = process::ended(command);
+        let mut sleep_ns = GATHER_FIRST_NS;
+        while ended.is_none() && process::over(command) {
+            let _ = signal::wait(Set::EMPTY, Some(Timespec::from_ns(sleep_ns)));
+            sleep_ns = (sleep_ns * 2).min(GATHER_NS);
+            ended = process::ended(command);
+        }
+        ended
+    }
+
+    /// Reaps all that have ended; the command may be one of them.
+    fn reap(&self) -> Option<Ended> {
+        while let Ok(Some(changed)) = process::reap() {
+            match changed.change {
+                Change::Ended(ended) if changed.pid == self.process.pid => return Some(ended),
+                Change::Stopped(by) if changed.pid == self.process.pid => self.stop_too(by),
+                Change::Stopped(_) => {}
+                Change::Ended(_) => self.report(changed.pid),
             }
         }
+        None
     }
 
     fn report(&self, pid: i32) {

@@ -56,7 +56,6 @@ pub mod numbers {
     pub const EXECVE: usize = 59;
     pub const WAIT4: usize = 61;
     pub const KILL: usize = 62;
-    pub const UNAME: usize = 63;
     pub const CHDIR: usize = 80;
     pub const SETPGID: usize = 109;
     pub const GETPPID: usize = 110;
@@ -72,7 +71,6 @@ pub mod numbers {
     pub const EXIT_GROUP: usize = 231;
     pub const OPENAT: usize = 257;
     pub const PPOLL: usize = 271;
-    pub const SIGNALFD4: usize = 289;
     pub const SECCOMP: usize = 317;
     pub const CLOSE_RANGE: usize = 436;
 }
@@ -90,7 +88,6 @@ pub mod numbers {
     pub const READ: usize = 63;
     pub const WRITE: usize = 64;
     pub const PPOLL: usize = 73;
-    pub const SIGNALFD4: usize = 74;
     pub const CAPSET: usize = 91;
     pub const EXIT_GROUP: usize = 94;
     pub const CLOCK_GETTIME: usize = 113;
@@ -104,7 +101,6 @@ pub mod numbers {
     pub const SETPGID: usize = 154;
     pub const SETSID: usize = 157;
     pub const SETGROUPS: usize = 159;
-    pub const UNAME: usize = 160;
     pub const PRCTL: usize = 167;
     pub const GETPID: usize = 172;
     pub const GETPPID: usize = 173;

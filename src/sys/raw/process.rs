@@ -1,6 +1,6 @@
 //! Processes: own and children.
 
-use super::{Errno, Result, arch::call, check, numbers as nr};
+use super::{Errno, Result, arch::call, check, numbers as nr, time::Timespec};
 
 /// This process, as its pid namespace sees it.
 #[must_use]
@@ -118,6 +118,23 @@ pub fn ended(descriptor: i32) -> Option<Ended> {
     check(unsafe { call(nr::IOCTL, arguments) }).ok()?;
     let [mask, .., status] = info;
     (mask & INFO_EXIT != 0).then(|| Ended::from_status(status as i32))
+}
+
+/// Whether the process behind `descriptor` has ended, reaped or not.
+#[must_use]
+pub fn over(descriptor: i32) -> bool {
+    const POLLIN: u16 = 1;
+    #[repr(C)]
+    struct Poll {
+        descriptor: i32,
+        wanted: u16,
+        found: u16,
+    }
+    let mut poll = Poll { descriptor, wanted: POLLIN, found: 0 };
+    let now = Timespec::from_ns(0);
+    // SAFETY: one of the kernel's structures and the timeout, which live across the call.
+    let found = unsafe { call(nr::PPOLL, [&raw mut poll as usize, 1, &raw const now as usize, 0, 0]) };
+    found == 1 && poll.found != 0
 }
 
 /// Puts `pid` (0: this process) into a process group of its own.

@@ -1,6 +1,6 @@
 //! Signals: sets, dispositions, sending, and waiting for them.
 
-use super::{Errno, Result, arch::call, check, numbers as nr, time::Timespec};
+use super::{Result, arch::call, check, numbers as nr, time::Timespec};
 
 /// Hang-up of a terminal.
 pub const HUP: i32 = 1;
@@ -103,16 +103,6 @@ struct Info {
     rest: [u32; 27],
 }
 
-/// `struct signalfd_siginfo`: 128 bytes.
-#[repr(C)]
-struct Message {
-    signal: u32,
-    errno: i32,
-    code: i32,
-    pid: u32,
-    rest: [u32; 28],
-}
-
 const fn origin(code: i32, pid: i32) -> Origin {
     const SI_USER: i32 = 0;
     const SI_TKILL: i32 = -6;
@@ -136,9 +126,11 @@ pub fn block(set: Set) -> Result<Set> {
 #[derive(Clone, Copy, Debug)]
 pub enum Disposition {
     /// The kernel's default.
-    Default = 0,
-    /// Nothing. For `CHLD`: children vanish when they end, and nobody is woken.
-    Ignore = 1,
+    Default,
+    /// Nothing. For `CHLD`: children vanish when they end, and nobody is told.
+    Ignore,
+    /// For `CHLD`: children vanish when they end, and we are told.
+    Vanish,
 }
 
 /// Sets what `signal` does; no handler is ever installed.
@@ -148,7 +140,13 @@ pub enum Disposition {
 pub fn set_disposition(signal: i32, disposition: Disposition) -> Result<()> {
     // struct kernel_sigaction: handler, flags, restorer (x86 only), mask. The two words behind the flags are
     // zero, so one layout serves both architectures.
-    let action = [disposition as usize, 0, 0, 0];
+    const SIG_IGN: usize = 1;
+    const SA_NOCLDWAIT: usize = 2;
+    let action = match disposition {
+        Disposition::Default => [0, 0, 0, 0],
+        Disposition::Ignore => [SIG_IGN, 0, 0, 0],
+        Disposition::Vanish => [0, SA_NOCLDWAIT, 0, 0],
+    };
     let arguments = [signal as usize, action.as_ptr() as usize, 0, size_of::<Set>(), 0];
     // SAFETY: `action` is at least as large as the kernel's structure and lives across the call.
     check(unsafe { call(nr::RT_SIGACTION, arguments) })?;
@@ -178,33 +176,4 @@ pub fn send(pid: i32, signal: i32) -> Result<()> {
     // SAFETY: kill(2) takes numbers only.
     check(unsafe { call(nr::KILL, [pid as usize, signal as usize, 0, 0, 0]) })?;
     Ok(())
-}
-
-/// Whether a call was merely interrupted.
-#[must_use]
-pub fn interrupted(error: Errno) -> bool {
-    error == Errno::INTR
-}
-
-/// Makes a descriptor from which the signals of `set` can be read, without blocking.
-///
-/// # Errors
-/// What signalfd(2) says: no descriptor or no memory left.
-pub fn open(set: Set) -> Result<i32> {
-    const NONBLOCK_CLOEXEC: usize = 0o2_004_000;
-    let arguments = [usize::MAX, &raw const set as usize, size_of::<Set>(), NONBLOCK_CLOEXEC, 0];
-    // SAFETY: `set` lives across the call and is of the size given.
-    Ok(check(unsafe { call(nr::SIGNALFD4, arguments) })? as i32)
-}
-
-/// Takes one signal from a descriptor of `open`.
-///
-/// # Errors
-/// `EAGAIN`: there is none.
-pub fn take(descriptor: i32) -> Result<Received> {
-    let mut message = Message { signal: 0, errno: 0, code: 0, pid: 0, rest: [0; 28] };
-    let arguments = [descriptor as usize, &raw mut message as usize, size_of::<Message>(), 0, 0];
-    // SAFETY: the buffer lives on this stack frame and is of the size given.
-    check(unsafe { call(nr::READ, arguments) })?;
-    Ok(Received { signal: message.signal as i32, origin: origin(message.code, message.pid as i32) })
 }

@@ -1,6 +1,6 @@
 //! Descriptors and what is written to them.
 
-use super::{Errno, Result, arch::call, check, numbers as nr, time::Timespec};
+use super::{Errno, Result, arch::call, check, numbers as nr};
 
 /// Standard input.
 pub const STDIN: i32 = 0;
@@ -42,29 +42,6 @@ pub fn leave_directory() -> Result<()> {
     // SAFETY: the path is static and ends with a NUL.
     check(unsafe { call(nr::CHDIR, [c"/".as_ptr() as usize, 0, 0, 0, 0]) })?;
     Ok(())
-}
-
-/// Waits until one of two descriptors says something: the first that there is
-/// something to read, the second that it is hung up. Says which did.
-///
-/// # Errors
-/// `EINTR` after a stop.
-pub fn wait_for(readable: i32, hung_up: i32, timeout: Option<Timespec>) -> Result<[bool; 2]> {
-    const POLLIN: u16 = 1;
-    #[repr(C)]
-    struct Poll {
-        descriptor: i32,
-        wanted: u16,
-        found: u16,
-    }
-    let mut polled = [
-        Poll { descriptor: readable, wanted: POLLIN, found: 0 },
-        Poll { descriptor: hung_up, wanted: 0, found: 0 },
-    ];
-    let timeout = timeout.as_ref().map_or(0, |t| core::ptr::from_ref(t) as usize);
-    // SAFETY: the array has two of the kernel's structures; it and the timeout live across the call.
-    check(unsafe { call(nr::PPOLL, [polled.as_mut_ptr() as usize, 2, timeout, 0, 0]) })?;
-    Ok(polled.map(|poll| poll.found != 0))
 }
 
 /// Makes `group` the foreground process group of the terminal `descriptor`.
