@@ -160,10 +160,9 @@ fn report(title: &str, unit: &str, candidates: &[Candidate], values: &[f64]) {
     let best = others.fold(f64::INFINITY, f64::min);
     println!("\n{title}");
     for (candidate, value) in candidates.iter().zip(values) {
-        let ratio = if candidate.ours {
-            format!("  {:.2} x the best of the others", value / best)
-        } else {
-            String::new()
+        let ratio = match candidate.ours && best > 0.0 {
+            true => format!("  {:.2} x the best of the others", value / best),
+            false => String::new(),
         };
         println!("  {:18} {value:10.2} {unit}{ratio}", candidate.name);
     }

@@ -621,6 +621,30 @@ fn every_capability_of_a_user_namespace_of_the_pod_cannot_touch_it() {
 }
 
 #[test]
+fn every_capability_behind_the_wall_cannot_trace_read_or_signal_it() {
+    let mut pod = Pod::start(1000);
+    let this = std::env::current_exe().unwrap();
+    // Not by /proc/<pid>/ns, which takes the right to trace: as a runtime does, by the pinned namespace.
+    let behind = |program: &[&str]| {
+        let mut command = Command::new("nsenter");
+        command.arg("--pid=/proc/self/fd/0").arg("--").args(program);
+        command.stdin(fs::File::open(format!("/proc/{}/ns/pid", pod.init)).unwrap());
+        init::wall_off(&mut command).map(|()| command)
+    };
+    let mut attack = match behind(&[this.to_str().unwrap(), "--exact", "attacker", "--nocapture"]) {
+        Ok(command) => command,
+        Err(error) => return println!("not tested: Landlock of this kernel has no signal scope: {error}"),
+    };
+    let output = attack.env("PODINIT_ATTACK", "memory").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(!behind(&["kill", "-KILL", "1"]).unwrap().status().unwrap().success());
+    // What an OCI runtime does in there still works.
+    let script = "mount -t proc proc /proc && kill -0 $$ && test -r /proc/self/environ";
+    assert!(behind(&["unshare", "--mount", "sh", "-c", script]).unwrap().status().unwrap().success());
+    assert_eq!(pod.stop(15), 0);
+}
+
+#[test]
 fn orphans_vanish_without_waking_it_up() {
     let mut pod = Pod::start(1000);
     let switches = |pod: &Pod| status(pod.init, "voluntary_ctxt_switches");

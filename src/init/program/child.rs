@@ -6,7 +6,7 @@
 //!
 //! Where the kernel can (Linux 6.15), orphans vanish without us, and the
 //! command's exit code is read from its pidfd; else we collect them. Either way a
-//! storm of orphans wakes us up once a millisecond, not once for each.
+//! storm of orphans wakes us up every few milliseconds, not once for each.
 
 use crate::sys::raw::process::{self, Change, Child as Process, Command, Ended};
 use crate::sys::raw::security::{self, Instruction};
@@ -39,10 +39,12 @@ static FILTER: [Instruction; 20] = security::allow_only([
     nr::EXIT_GROUP,
 ]);
 
-/// How long orphans are let gather before we look again, while there are more at each look.
+/// How long orphans are let gather before we look again.
 const GATHER_NS: u64 = 1_000_000;
-/// How long at first.
-const GATHER_FIRST_NS: u64 = 50_000;
+/// How long at most, while there are more at each look: the end of a command is noticed that late in a storm.
+const GATHER_MAX_NS: u64 = 8_000_000;
+/// How long the kernel usually takes at most from telling of an end to having reaped.
+const REAPED_NS: u64 = 50_000;
 
 /// The command while it runs.
 struct Running<'o> {
@@ -119,7 +121,7 @@ fn kernel_reaps() -> bool {
         if ended.is_some() {
             break;
         }
-        let _ = signal::wait(Set::EMPTY, Some(Timespec::from_ns(GATHER_FIRST_NS)));
+        let _ = signal::wait(Set::EMPTY, Some(Timespec::from_ns(REAPED_NS)));
     }
     stdio::close(child.descriptor);
     ended == Some(Ended::Code(CODE))
@@ -169,7 +171,7 @@ impl Running<'_> {
             if let Some(ended) = look(self) {
                 return ended;
             }
-            gather_ns = if received.is_ok() { Some(GATHER_FIRST_NS) } else { self.gather_on(gather_ns) };
+            gather_ns = if received.is_ok() { Some(GATHER_NS) } else { self.gather_on(gather_ns) };
         }
     }
 
@@ -177,7 +179,7 @@ impl Running<'_> {
     fn gather_on(&self, gather_ns: Option<u64>) -> Option<u64> {
         let ns = gather_ns?;
         let more = signal::wait(Set::EMPTY.with(signal::CHLD), Some(Timespec::from_ns(0))).is_ok();
-        more.then(|| (ns * 2).min(GATHER_NS))
+        more.then(|| (ns * 2).min(GATHER_MAX_NS))
     }
 
     /// Looks whether the command has ended. The kernel reaps, and it does so a few microseconds after it told us,
@@ -185,7 +187,7 @@ impl Running<'_> {
     fn look(&self) -> Option<Ended> {
         let command = self.process.descriptor;
         let mut ended = process::ended(command);
-        let mut sleep_ns = GATHER_FIRST_NS;
+        let mut sleep_ns = REAPED_NS;
         while ended.is_none() && process::over(command) {
             let _ = signal::wait(Set::EMPTY, Some(Timespec::from_ns(sleep_ns)));
             sleep_ns = (sleep_ns * 2).min(GATHER_NS);

@@ -11,6 +11,9 @@
 // No C library: the compiler must not turn a loop into a call of one.
 #![no_builtins]
 #![deny(unsafe_code)]
+// Cargo.toml's lints do not reach a program that is not a Cargo target; clippy-driver reads these.
+#![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block)]
+#![warn(clippy::too_many_lines, clippy::ptr_as_ptr, clippy::unwrap_used, clippy::indexing_slicing)]
 
 #[path = "../../sys/raw/entry.rs"]
 #[allow(unsafe_code, dead_code)]

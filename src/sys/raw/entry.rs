@@ -162,7 +162,7 @@ impl Start {
             return None;
         }
         // SAFETY: argv has `count` pointers, behind argc.
-        let pointer = unsafe { *self.stack.add(1 + index) };
+        let pointer = unsafe { *self.stack.wrapping_add(1 + index) };
         Some(string(pointer as *const u8))
     }
 
@@ -172,7 +172,7 @@ impl Start {
         let mut at = self.count + 2;
         loop {
             // SAFETY: envp follows argv's null and ends with one of its own, where this loop ends.
-            let pointer = unsafe { *self.stack.add(at) };
+            let pointer = unsafe { *self.stack.wrapping_add(at) };
             if pointer == 0 {
                 return None;
             }
@@ -191,11 +191,10 @@ impl Start {
         if first == 0 || first >= self.count {
             return None;
         }
-        // SAFETY: argv has `count` pointers, so this one exists, and one before it.
-        let arguments = unsafe { self.stack.add(1 + first) };
-        // SAFETY: envp begins behind argv's null.
-        let environment = unsafe { self.stack.add(self.count + 2) };
-        // SAFETY: both end with a null and stay for the life of the program.
+        let arguments = self.stack.wrapping_add(1 + first);
+        let environment = self.stack.wrapping_add(self.count + 2);
+        // SAFETY: argv has `count` pointers, so this one exists, and one before it; envp begins behind argv's null.
+        // Both end with a null and stay for the life of the program.
         Some(unsafe { Command::new(arguments.cast_mut(), environment) })
     }
 
@@ -204,7 +203,7 @@ impl Start {
         let mut at = self.count + 2;
         loop {
             // SAFETY: envp follows argv's null and ends with one of its own, where this loop ends.
-            let mut byte = unsafe { *self.stack.add(at) } as *mut u8;
+            let mut byte = unsafe { *self.stack.wrapping_add(at) } as *mut u8;
             if byte.is_null() {
                 return;
             }
@@ -212,8 +211,7 @@ impl Start {
             while unsafe { *byte } != 0 {
                 // SAFETY: as above, and not its end yet.
                 unsafe { *byte = 0 };
-                // SAFETY: as above.
-                byte = unsafe { byte.add(1) };
+                byte = byte.wrapping_add(1);
             }
             at += 1;
         }
@@ -230,8 +228,9 @@ impl Start {
     #[must_use]
     pub fn retitle(self, title: &[u8], index: usize) -> &'static [u8] {
         let (Some(first), Some(name)) = (self.argument(0), self.argument(index)) else { return b"" };
+        let last = self.argument(self.count - 1).unwrap_or(name);
         let area = first.as_ptr().cast_mut();
-        let end = name.as_ptr() as usize + name.len();
+        let end = last.as_ptr() as usize + last.len();
         let space = end - area as usize;
         let length = name.len();
         if space < title.len() + length {
@@ -240,18 +239,21 @@ impl Start {
         let source = name.as_ptr();
         for at in 0..length {
             // SAFETY: the strings of argv are one block (execve(2)); the name moves within it, to the left.
-            unsafe { *area.add(title.len() + at) = *source.add(at) };
+            let byte = unsafe { *source.wrapping_add(at) };
+            // SAFETY: as above.
+            unsafe { *area.wrapping_add(title.len() + at) = byte };
         }
         for (at, byte) in title.iter().enumerate() {
             // SAFETY: as above. `first` is not used any more, and `self` is gone after this function.
-            unsafe { *area.add(at) = *byte };
+            unsafe { *area.wrapping_add(at) = *byte };
         }
         for at in title.len() + length..space {
             // SAFETY: as above.
-            unsafe { *area.add(at) = 0 };
+            unsafe { *area.wrapping_add(at) = 0 };
         }
+        let moved = area.wrapping_add(title.len());
         // SAFETY: the name was just written there, in memory that nothing else refers to.
-        unsafe { core::slice::from_raw_parts(area.add(title.len()), length) }
+        unsafe { core::slice::from_raw_parts(moved, length) }
     }
 }
 
@@ -259,7 +261,7 @@ impl Start {
 fn string(start: *const u8) -> &'static [u8] {
     let mut length = 0;
     // SAFETY: the kernel ends each string with a NUL.
-    while unsafe { *start.add(length) } != 0 {
+    while unsafe { *start.wrapping_add(length) } != 0 {
         length += 1;
     }
     // SAFETY: `length` bytes were just read, and the start stack stays.

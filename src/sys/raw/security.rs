@@ -166,6 +166,7 @@ const REFUSE: u32 = 0x0005_0001;
 /// allow
 /// ```
 #[must_use]
+#[allow(clippy::indexing_slicing)] // Evaluated by the compiler, where a wrong index is an error.
 pub const fn allow_only<const N: usize, const LENGTH: usize>(calls: [usize; N]) -> [Instruction; LENGTH] {
     assert!(LENGTH == N + 6 && N < 200);
     let mut filter = [Instruction::end(REFUSE); LENGTH];
