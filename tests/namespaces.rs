@@ -2,11 +2,17 @@
 //! use the library as the RPC server does, and look at the result through `/proc`
 //! and with real programs.
 
+mod common;
+mod joining;
+
 use std::fs;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
 
 use podinit::ns::sandbox::{CreateNamespaces, Record, Sandboxes, State};
 use podinit::ns::{self, IdMapping, Kind, Placement, PodInit, Request, Source};
@@ -331,4 +337,132 @@ fn what_a_crash_left_half_made_is_no_obstacle() {
     assert!(made.made.is_some(), "made anew");
     sandboxes.remove("pod").unwrap();
     base.assert_clean();
+}
+
+/// OCI's name of a kind.
+fn oci(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Net => "network",
+        other => other.name(),
+    }
+}
+
+#[test]
+fn containers_of_real_runtimes_join_every_pinned_namespace() {
+    common::private_mounts();
+    for (runtime, user) in joining::RUNTIMES.into_iter().flat_map(|r| [(r, false), (r, true)]) {
+        let base = Base::new();
+        let mut kinds = vec![Kind::Net, Kind::Ipc, Kind::Uts, Kind::Pid, Kind::Cgroup];
+        if user {
+            kinds.push(Kind::User);
+        }
+        let mut request = base.request("pod", &kinds);
+        request.hostname = Some("of-the-pod".to_owned());
+        request.domainname = Some("example.org".to_owned());
+        request.sysctls = vec![
+            ("net.ipv4.ip_unprivileged_port_start".to_owned(), "81".to_owned()),
+            ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
+        ];
+        if user {
+            request.uid_mappings = not_root_mapping();
+            request.gid_mappings = not_root_mapping();
+        }
+        let set = ns::create(&request).unwrap();
+        let pins: Vec<(&str, &Path)> =
+            set.namespaces.iter().map(|made| (oci(made.kind), made.path.as_deref().unwrap())).collect();
+        let script = "for k in net ipc uts pid cgroup user; do readlink /proc/self/ns/$k; done
+            hostname; cat /proc/sys/kernel/domainname
+            cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced
+            cat /proc/1/comm; stat -c %u:%g /proc/sys/net/ipv4/ip_forward /dev/mqueue; ls /sys/class/net";
+        let said = joining::run(runtime, &pins, None, script);
+        let mut lines = said.lines();
+        for kind in [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Pid, Kind::Cgroup, Kind::User] {
+            let made = set.namespaces.iter().find(|made| made.kind == kind);
+            let inode = made.map_or_else(|| inode("/proc/self/ns/user"), |made| made.inode);
+            assert_eq!(lines.next().unwrap(), format!("{kind}:[{inode}]"), "{runtime} user={user}");
+        }
+        let rest: Vec<&str> = lines.collect();
+        let comm = rest[4];
+        assert!(comm.starts_with("podinit"), "PID 1 of the container's pid namespace is {comm}");
+        assert_eq!(rest[..4], ["of-the-pod", "example.org", "81", "1"], "{runtime} user={user}");
+        assert_eq!(rest[5..], ["0:0", "0:0", "lo"], "{runtime} user={user}: the pod's root owns its own");
+        end(set.init.as_ref().unwrap());
+        ns::remove(base.path(), "pod").unwrap();
+        base.assert_clean();
+    }
+}
+
+/// Calls a CNI plugin as an engine does, and returns its answer.
+fn cni(command: &str, config: &Value, netns: &Path, interface: &str) -> Value {
+    let plugin = Path::new("/usr/lib/cni").join(config["type"].as_str().unwrap());
+    let mut child = Command::new(&plugin)
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", netns.file_name().unwrap())
+        .env("CNI_NETNS", netns)
+        .env("CNI_IFNAME", interface)
+        .env("CNI_PATH", "/usr/lib/cni")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{plugin:?} (package containernetworking-plugins): {e}"));
+    child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command} {config}: {}", String::from_utf8_lossy(&output.stdout));
+    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+}
+
+fn ping(netns: &Path, address: &str) {
+    let ping = ["busybox", "ping", "-c", "1", "-W", "10", address];
+    let output =
+        Command::new("nsenter").arg(format!("--net={}", netns.display())).args(ping).output().unwrap();
+    assert!(output.status.success(), "{address}: {output:?}");
+}
+
+#[test]
+fn cni_plugins_connect_two_pods_and_the_host() {
+    common::private_mounts();
+    // A host of the test's own: the machine's network is not touched.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let ip = |arguments: &[&str]| assert!(Command::new("ip").args(arguments).status().unwrap().success());
+    ip(&["link", "set", "lo", "up"]);
+    let base = Base::new();
+    let state = tempfile::tempdir().unwrap();
+    let bridge = json!({
+        "cniVersion": "0.4.0", "name": "test", "type": "bridge", "bridge": "podinit0", "isGateway": true,
+        "isDefaultGateway": true,
+        "ipam": {"type": "host-local", "subnet": "10.213.7.0/24", "dataDir": state.path()},
+    });
+    let loopback = json!({"cniVersion": "0.4.0", "name": "lo", "type": "loopback"});
+    for pod in ["one", "two"] {
+        ns::create(&base.request(pod, &EASY)).unwrap();
+        let netns = base.pin(Kind::Net, pod);
+        cni("ADD", &loopback, &netns, "lo");
+        cni("ADD", &bridge, &netns, "eth0");
+    }
+    let (one, two) = (base.pin(Kind::Net, "one"), base.pin(Kind::Net, "two"));
+    ping(&one, "10.213.7.3");
+    ping(&two, "10.213.7.2");
+    ping(&one, "10.213.7.1");
+    ping(&one, "127.0.0.1");
+
+    let network = ns::network::look(fs::File::open(&one).unwrap()).unwrap();
+    let eth0 = network.interfaces.iter().find(|interface| interface.name == "eth0").unwrap();
+    assert_eq!((eth0.kind.as_str(), eth0.state.as_str(), eth0.up, eth0.mtu), ("veth", "up", true, 1500));
+    assert_eq!(eth0.hardware_address.len(), 17, "{eth0:?}");
+    assert_eq!(eth0.addresses[0].address.to_string(), "10.213.7.2");
+    assert!(eth0.statistics.rx_packets >= 2 && eth0.statistics.tx_bytes > 0, "{eth0:?}");
+    let default = network.routes.iter().find(|route| route.prefix == 0).unwrap();
+    assert_eq!(default.gateway.unwrap().to_string(), "10.213.7.1");
+    assert_eq!(default.interface, "eth0");
+
+    for pod in ["one", "two"] {
+        let netns = base.pin(Kind::Net, pod);
+        cni("DEL", &bridge, &netns, "eth0");
+        cni("DEL", &loopback, &netns, "lo");
+        ns::remove(base.path(), pod).unwrap();
+    }
+    base.assert_clean();
+    let links = Command::new("ip").args(["-o", "link"]).output().unwrap();
+    let links = String::from_utf8(links.stdout).unwrap();
+    assert!(!links.contains("veth"), "{links}");
 }

@@ -201,7 +201,7 @@ fn parse(arguments: &[OsString]) -> Result<Asked, String> {
     let mut options = Options::default();
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
-        let text = argument.to_string_lossy();
+        let text = argument.to_str().ok_or_else(|| format!("{argument:?} is not valid UTF-8"))?;
         if text == "--" {
             break;
         }
@@ -218,10 +218,10 @@ fn parse(arguments: &[OsString]) -> Result<Asked, String> {
                 Name::Version => return Ok(Asked::Version),
                 name => options.set(name, value)?,
             }
-        } else if let Some(letters) = text.strip_prefix('-') {
-            if short(&mut options, letters, &mut rest)? == Some(Name::Help) {
-                return Ok(Asked::Help);
-            }
+        } else if let Some(letters) = text.strip_prefix('-')
+            && short(&mut options, letters, &mut rest)? == Some(Name::Help)
+        {
+            return Ok(Asked::Help);
         }
     }
     Ok(Asked::Pin(options))

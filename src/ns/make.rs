@@ -150,7 +150,7 @@ pub(crate) fn open_pinned(kind: Kind, path: &Path) -> Result<OwnedFd, Error> {
         .map_err(|e| Error::on(step, path, e))?;
     let magic = rustix::fs::fstatfs(&place).map_err(|e| Error::on(step, path, e))?.f_type;
     let found = || Error::Invalid(format!("{} is not a pinned {kind} namespace", path.display()));
-    if i64::from(magic) != super::pin::NSFS_MAGIC {
+    if magic != super::pin::NSFS_MAGIC {
         return Err(found());
     }
     let reopened = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&place));
@@ -228,9 +228,11 @@ impl Plan<'_> {
         own: &[(Kind, &Source, OwnedFd)],
         environment: &Environment,
     ) -> Result<Makings, Error> {
-        let creates = |kind| self.request.creates(kind);
         let joins_user = own.iter().any(|(kind, source, _)| *kind == Kind::User && is_path(source));
-        if !creates(Kind::User) && !creates(Kind::Pid) && !(joins_user && self.created().next().is_some()) {
+        let process = self.request.creates(Kind::User)
+            || self.request.creates(Kind::Pid)
+            || (joins_user && self.created().next().is_some());
+        if !process {
             return Ok((None, self.make_in_thread(environment)?));
         }
         let mut join = Vec::new();

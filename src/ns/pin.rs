@@ -275,7 +275,7 @@ pub(crate) struct Seen {
 pub(crate) fn look(place: &OwnedFd) -> Result<Seen, Errno> {
     let stat = rustix::fs::fstat(place)?;
     Ok(Seen {
-        namespace: i64::from(rustix::fs::fstatfs(place)?.f_type) == NSFS_MAGIC,
+        namespace: rustix::fs::fstatfs(place)?.f_type == NSFS_MAGIC,
         mounted: is_mount_root(place)?,
         empty_file: is_empty_file(&stat),
         inode: stat.st_ino,

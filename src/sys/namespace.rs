@@ -542,10 +542,8 @@ fn close_others(maker: &Maker, socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let joined = maker.inside.join.iter().map(|(_, fd)| fd.as_raw_fd());
     let sysctl = maker.inside.proc_sys.iter().map(AsRawFd::as_raw_fd);
     let all = program.chain(joined).chain(sysctl).chain([socket.as_raw_fd()]);
-    let mut count = 0;
-    for fd in all {
-        *kept.get_mut(count).ok_or(Errno::MFILE)? = fd;
-        count += 1;
+    for (n, fd) in all.enumerate() {
+        *kept.get_mut(n).ok_or(Errno::MFILE)? = fd;
     }
     kept.sort_unstable();
     let mut first = 3;
