@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
 mod common;
+mod joining;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -217,6 +218,37 @@ fn takes_the_files_and_directories_that_an_engine_made() {
     fs::write(dir.pin("net"), "").unwrap();
     assert_refused(&dir.pinns(&["--net", "-s", "net.ipv4.nonexistent=1"]), "nonexistent");
     assert!(dir.pin("net").exists());
+}
+
+#[test]
+fn containers_of_real_runtimes_join_what_pinns_pinned() {
+    common::private_mounts();
+    let mapping = format!("0-{}-{}@", joining::MAPPED.0, joining::MAPPED.1);
+    let user = ["--user".to_owned(), format!("--uid-mapping={mapping}"), format!("--gid-mapping={mapping}")];
+    for (runtime, user) in joining::RUNTIMES.into_iter().flat_map(|r| [(r, &[][..]), (r, &user[..])]) {
+        let dir = Dir::new();
+        let mut arguments = vec!["-s", "net.ipv4.ping_group_range=0 65535", "-s", "kernel.shm_rmid_forced=1"];
+        arguments.extend(["--ipc", "--net", "--uts", "--cgroup"]);
+        arguments.extend(user.iter().map(String::as_str));
+        assert_ok(&dir.pinns(&arguments));
+        let pins =
+            [("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("cgroup", "cgroup"), ("user", "user")];
+        let pins = pins.map(|(oci, kind)| (oci, dir.pin(kind)));
+        let joined: Vec<(&str, &Path)> =
+            pins.iter().filter(|(_, pin)| pin.exists()).map(|(oci, pin)| (*oci, pin.as_path())).collect();
+        let script = "for k in net ipc uts cgroup user; do readlink /proc/self/ns/$k; done; hostname
+            cat /proc/sys/net/ipv4/ping_group_range /proc/sys/kernel/shm_rmid_forced
+            stat -c %u:%g /proc/sys/net/ipv4/ip_forward /dev/mqueue";
+        let said = joining::run(runtime, &joined, Some("from-the-runtime"), script);
+        let lines: Vec<&str> = said.lines().collect();
+        for (n, kind) in ["net", "ipc", "uts", "cgroup", "user"].into_iter().enumerate() {
+            let pin = Some(dir.pin(kind)).filter(|pin| pin.exists());
+            let pin = pin.unwrap_or_else(|| format!("/proc/self/ns/{kind}").into());
+            assert_eq!(lines[n], format!("{kind}:[{}]", inode(pin)), "{runtime}");
+        }
+        assert_eq!(lines[5..], ["from-the-runtime", "0\t65535", "1", "0:0", "0:0"], "{runtime} {user:?}");
+        dir.clear(runtime);
+    }
 }
 
 #[test]
