@@ -329,7 +329,7 @@ fn what_a_crash_left_half_made_is_no_obstacle() {
     let request = base.request("pod", &EASY);
     let made = sandboxes.create(&request).unwrap();
     // What the record says between its first and its second writing.
-    let record = Record { state: State::Making, ..made.record };
+    let record = Record { state: State::Making { init: None }, ..made.record };
     let file = run_dir.path().join("namespaces/pod.json");
     fs::write(&file, serde_json::to_vec(&record).unwrap()).unwrap();
     fs::remove_file(base.pin(Kind::Net, "pod")).unwrap_err();

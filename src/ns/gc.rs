@@ -7,21 +7,18 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 
 use super::sandbox::{InitRecord, Sandboxes};
 use super::{Error, Kind};
-use crate::limits::{INIT_END_TIMEOUT, RUN_DIR_DEPTH_MAX};
+use crate::limits::RUN_DIR_DEPTH_MAX;
 
 /// The file in a run directory that its keeper has locked.
 pub const LOCK_NAME: &str = "lock";
@@ -235,7 +232,7 @@ impl Leftover {
     pub fn remove(self) -> Result<(), Vec<Error>> {
         let mut errors = Vec::new();
         for init in &self.inits {
-            errors.extend(end(init).err());
+            errors.extend(init.end().err());
         }
         let sandboxes = Sandboxes::new(&self.run_dir);
         match sandboxes.list() {
@@ -262,32 +259,6 @@ impl Leftover {
             errors.extend(gone.err().map(|e| Error::on("remove the directory", &self.run_dir, e)));
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
-    }
-}
-
-/// Kills a pod's init, and with it everything in its pid namespace, and waits for the end.
-fn end(init: &InitRecord) -> Result<(), Error> {
-    let failed = |e: Errno| Error::step("end", format!("the pod's init, process {}", init.pid), e);
-    let pid = i32::try_from(init.pid).ok().and_then(Pid::from_raw).ok_or_else(|| failed(Errno::SRCH))?;
-    let pidfd: OwnedFd = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(Errno::SRCH) => return Ok(()),
-        Err(e) => return Err(failed(e)),
-    };
-    // Only now is the number certain not to become another process's: look again.
-    if !init.is_alive() {
-        return Ok(());
-    }
-    match pidfd_send_signal(&pidfd, Signal::KILL) {
-        Ok(()) | Err(Errno::SRCH) => {}
-        Err(e) => return Err(failed(e)),
-    }
-    let timeout = Timespec::try_from(INIT_END_TIMEOUT).map_err(|_| failed(Errno::INVAL))?;
-    let mut ended = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
-    match poll(&mut ended, Some(&timeout)) {
-        Ok(0) => Err(failed(Errno::TIMEDOUT)),
-        Ok(_) => Ok(()),
-        Err(e) => Err(failed(e)),
     }
 }
 

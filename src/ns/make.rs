@@ -52,8 +52,6 @@ pub(crate) struct Environment {
     /// How much of the base directory may be made.
     pub(crate) base: super::pin::Parents,
     pub(crate) init: InitImage,
-    /// Asked last, before what was made is kept.
-    pub(crate) interrupted: fn() -> bool,
 }
 
 /// Opens the program that becomes PID 1.

@@ -90,24 +90,29 @@ pub struct Set {
 /// # Errors
 /// See [`Error`]; nothing is left then.
 pub fn create(request: &Request) -> Result<Set, Error> {
-    create_in(request, &Environment::SANDBOX)
+    create_in(request, &Environment::SANDBOX, |_| Ok(()))
 }
 
-/// [`create`], with the differences between the callers.
-pub(crate) fn create_in(request: &Request, environment: &Environment) -> Result<Set, Error> {
+/// [`create`], with the differences between the callers. `before_keeping` is called
+/// when all is made, with the pid of the process that is about to become the
+/// pod's init and the number of its pid namespace; if it fails, all is undone.
+pub(crate) fn create_in(
+    request: &Request,
+    environment: &Environment,
+    before_keeping: impl FnOnce(Option<(u32, u64)>) -> Result<(), Error>,
+) -> Result<Set, Error> {
     let sysctls = request.check()?;
     let making = make::make(request, sysctls, environment)?;
     let make::Making { found, process } = making;
+    let process = process.filter(|_| request.creates(Kind::Pid));
     let mut pins = Pins::new(&request.name);
     let made = pin_all(request, environment, found, &mut pins).and_then(|namespaces| {
+        let pid_namespace = namespaces.iter().find(|made| made.kind == Kind::Pid);
+        before_keeping(
+            process.as_ref().zip(pid_namespace).map(|(process, made)| (process.pid(), made.inode)),
+        )?;
         // The last step, after which nothing can fail: no init is left without its pins.
-        let init = match (request.creates(Kind::Pid), process) {
-            (true, Some(process)) => Some(make::start_init(process)?),
-            _ => None,
-        };
-        if (environment.interrupted)() {
-            return Err(Error::Interrupted);
-        }
+        let init = process.map(make::start_init).transpose()?;
         Ok(Set { namespaces, init })
     });
     match made {
@@ -158,6 +163,5 @@ impl Environment {
         place: make::Place::Thread,
         base: pin::Parents::Make,
         init: InitImage(crate::init::image),
-        interrupted: || false,
     };
 }

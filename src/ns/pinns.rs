@@ -53,9 +53,9 @@ pub fn run(job: Job) -> Result<(), Error> {
         place: if request.creates(Kind::Mnt) { Place::Thread } else { Place::Here },
         base: Parents::Expect,
         init: InitImage(|| Err(std::io::ErrorKind::Unsupported.into())),
-        interrupted,
     };
-    create_in(&request, &environment).map(drop)
+    let uninterrupted = |_| if interrupted() { Err(Error::Interrupted) } else { Ok(()) };
+    create_in(&request, &environment, uninterrupted).map(drop)
 }
 
 fn ending_signals() -> SigSet {

@@ -15,11 +15,16 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 use serde::{Deserialize, Serialize};
 
 use super::make::{Environment, Hosts};
 use super::{Error, IdMapping, Kind, Made, Placement, PodInit, Request, Set, Source};
-use crate::limits::ID_BYTES_MAX;
+use crate::limits::{ID_BYTES_MAX, INIT_END_TIMEOUT};
 
 /// The directory of records in a run directory.
 pub const DIRECTORY: &str = "namespaces";
@@ -63,7 +68,10 @@ pub enum HostPins {
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Being made; or a crash ended that.
-    Making,
+    Making {
+        /// The process that is about to become the pod's init, once it is known.
+        init: Option<InitRecord>,
+    },
     /// All there.
     Made {
         /// In the order of the request.
@@ -191,7 +199,7 @@ impl Sandboxes {
         check_pod(&request.name)?;
         request.check()?;
         match self.get(&request.name)? {
-            Some(record) if record.state == State::Making => {
+            Some(record) if matches!(record.state, State::Making { .. }) => {
                 // A crash ended it. What it left is in the way.
                 undo(&record).map_err(first)?;
             }
@@ -204,19 +212,23 @@ impl Sandboxes {
             }
             None => {}
         }
-        let mut record = Record { request: request.clone(), host_pins, state: State::Making };
-        self.write(&record)?;
+        let begun = |init| Record { request: request.clone(), host_pins, state: State::Making { init } };
+        self.write(&begun(None))?;
         let hosts = if host_pins == HostPins::Made { Hosts::Pinned } else { Hosts::Unpinned };
         let environment = Environment { hosts, ..Environment::SANDBOX };
-        let kept = super::create_in(request, &environment).and_then(|set| {
-            record.state = State::of(&set);
+        let before_keeping = |init: Option<(u32, u64)>| match init {
+            Some((pid, namespace)) => self.write(&begun(Some(InitRecord { pid, namespace }))),
+            None => Ok(()),
+        };
+        let kept = super::create_in(request, &environment, before_keeping).and_then(|set| {
+            let record = Record { state: State::of(&set), ..begun(None) };
             match self.write(&record) {
-                Ok(()) => Ok(set),
+                Ok(()) => Ok(Sandbox { record, made: Some(set) }),
                 Err(error) => Err(error.with_left(take_back(request, &set))),
             }
         });
         match kept {
-            Ok(set) => Ok(Sandbox { record, made: Some(set) }),
+            Ok(sandbox) => Ok(sandbox),
             Err(error) => {
                 // With something left, the record stays, so that it can be found.
                 if !matches!(error, Error::NotUndone { .. }) {
@@ -236,9 +248,8 @@ impl Sandboxes {
         check_pod(pod).map_err(|e| vec![e])?;
         if let Some(record) = self.get(pod).map_err(|e| vec![e])? {
             undo(&record)?;
-            self.forget(pod).map_err(|e| vec![e])?;
         }
-        Ok(())
+        self.forget(pod).map_err(|e| vec![e])
     }
 
     /// What is remembered of a pod.
@@ -286,6 +297,10 @@ impl Sandboxes {
         self.directory.join(format!("{pod}.json"))
     }
 
+    fn temporary(&self, pod: &str) -> PathBuf {
+        self.directory.join(format!(".{pod}.new"))
+    }
+
     /// To a temporary name, then renamed: a reader sees the old or the new one.
     fn write(&self, record: &Record) -> Result<(), Error> {
         let made = fs::DirBuilder::new().mode(0o700).create(&self.directory);
@@ -296,7 +311,7 @@ impl Sandboxes {
             _ => {}
         }
         let path = self.path(&record.request.name);
-        let temporary = self.directory.join(format!(".{}.new", record.request.name));
+        let temporary = self.temporary(&record.request.name);
         let text = serde_json::to_vec(record).map_err(|e| Error::on("write", &path, e))?;
         let mut options = fs::OpenOptions::new();
         let written = options
@@ -313,12 +328,15 @@ impl Sandboxes {
         })
     }
 
+    /// Removes the record, and one that was on its way when a crash came.
     fn forget(&self, pod: &str) -> Result<(), Error> {
-        let path = self.path(pod);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::on("remove", &path, e)),
-            _ => Ok(()),
+        for path in [self.path(pod), self.temporary(pod)] {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::on("remove", &path, e)),
+                _ => {}
+            }
         }
+        Ok(())
     }
 }
 
@@ -343,6 +361,10 @@ fn first(mut errors: Vec<Error>) -> Error {
 }
 
 fn undo(record: &Record) -> Result<(), Vec<Error>> {
+    if let State::Making { init: Some(init) } = record.state {
+        // Nobody got to know it.
+        init.end().map_err(|e| vec![e])?;
+    }
     match record.request.placement {
         Placement::Pinned => super::remove(&record.request.base, &record.request.name),
         Placement::DescriptorOnly => Ok(()),
@@ -352,7 +374,6 @@ fn undo(record: &Record) -> Result<(), Vec<Error>> {
 /// A set whose record could not be written must not stay.
 fn take_back(request: &Request, set: &Set) -> Vec<Error> {
     if let Some(init) = &set.init {
-        use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
         // Errors: it is gone already, or somebody else has reaped it.
         pidfd_send_signal(&init.pidfd, Signal::KILL).ok();
         waitid(WaitId::PidFd(init.pidfd.as_fd()), WaitIdOptions::EXITED).ok();
@@ -388,7 +409,7 @@ impl Record {
     pub fn namespaces(&self) -> &[Pinned] {
         match &self.state {
             State::Made { namespaces, .. } => namespaces,
-            State::Making => &[],
+            State::Making { .. } => &[],
         }
     }
 
@@ -396,8 +417,7 @@ impl Record {
     #[must_use]
     pub fn init(&self) -> Option<InitRecord> {
         match &self.state {
-            State::Made { init, .. } => *init,
-            State::Making => None,
+            State::Made { init, .. } | State::Making { init } => *init,
         }
     }
 
@@ -431,6 +451,34 @@ impl InitRecord {
         use std::os::unix::fs::MetadataExt;
         // A zombie has no namespaces any more.
         fs::metadata(format!("/proc/{}/ns/pid", self.pid)).is_ok_and(|found| found.ino() == self.namespace)
+    }
+
+    /// Kills it, and with it everything in its pid namespace, and waits for the end.
+    ///
+    /// # Errors
+    /// If it cannot be killed, or has not ended within [`INIT_END_TIMEOUT`].
+    pub fn end(&self) -> Result<(), Error> {
+        let failed = |e: Errno| Error::step("end", format!("the pod's init, process {}", self.pid), e);
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).ok_or_else(|| failed(Errno::SRCH))?;
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::SRCH) => return Ok(()),
+            Err(e) => return Err(failed(e)),
+        };
+        // Only now is the number certain not to become another process's: look again.
+        if !self.is_alive() {
+            return Ok(());
+        }
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(e) => return Err(failed(e)),
+        }
+        let timeout = Timespec::try_from(INIT_END_TIMEOUT).map_err(|_| failed(Errno::INVAL))?;
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => Err(failed(Errno::TIMEDOUT)),
+            Ok(_) => Ok(()),
+            Err(e) => Err(failed(e)),
+        }
     }
 }
 
