@@ -34,6 +34,7 @@ use podinit::rpc::client::{
 };
 use serde_json::{Value, json};
 
+pub use leaks::find as find_leaks;
 pub use leaks::processes_of;
 pub use log::Log;
 
