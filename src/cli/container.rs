@@ -486,7 +486,10 @@ pub fn run_exec(globals: &Globals, args: &ExecArgs) -> Result<u8, Failure> {
     let spinner = Spinner::start(format!("running {} in {}", args.command[0], args.container));
     let result = found.pod.client.call(async |client| client.exec(&request).await)?;
     drop(spinner);
-    output::bytes(&result.stdout, &result.stderr)?;
+    // What is on the streams of a command that never ran is the OCI runtime's, and told below.
+    if !matches!(result.outcome, ExecOutcome::NotStarted(_)) {
+        output::bytes(&result.stdout, &result.stderr)?;
+    }
     for (stream, dropped) in [("output", result.stdout_dropped), ("error", result.stderr_dropped)] {
         if dropped > 0 {
             complain(&format!(
