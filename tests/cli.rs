@@ -156,7 +156,7 @@ fn run_exits_as_its_command_does() {
     for (signal, code) in [("KILL", 137), ("TERM", 143), ("SEGV", 139)] {
         assert_eq!(people.run(&format!("kill -s {signal} $$")).status.code(), Some(code));
     }
-    assert_eq!(people.pod_dirs(), [PathBuf::new(); 0]);
+    assert!(people.pod_dirs().is_empty(), "a pod is left");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn run_tells_its_own_failures_from_the_commands() {
         let (found, said) = people.fails(line);
         assert_eq!(found, code, "{line:?}: {said}");
         assert!(!said.is_empty(), "{line:?} says nothing");
-        assert_eq!(people.pod_dirs(), [PathBuf::new(); 0], "{line:?} left its pod");
+        assert!(people.pod_dirs().is_empty(), "{line:?} left its pod");
     }
 }
 
@@ -272,7 +272,7 @@ fn run_passes_signals_on_and_cleans_up() {
         read_until(child.stdout.as_mut().unwrap(), "ready");
         kill(child.id(), signal);
         assert_eq!(end_of(child), code, "{signal}");
-        assert_eq!(people.pod_dirs(), [PathBuf::new(); 0]);
+        assert!(people.pod_dirs().is_empty(), "a pod is left");
     }
 }
 
@@ -528,7 +528,7 @@ fn pod_that_cannot_be_made_leaves_nothing() {
     ] {
         let (code, said) = people.fails(line);
         assert_eq!(code, 1, "{said}");
-        assert_eq!(people.pod_dirs(), [PathBuf::new(); 0], "{line:?}");
+        assert!(people.pod_dirs().is_empty(), "{line:?}");
     }
 }
 
