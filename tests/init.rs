@@ -662,13 +662,15 @@ fn orphans_vanish_without_waking_it_up() {
 #[test]
 fn survey_names_the_living_and_the_zombies() {
     let mut pod = Pod::start(1000);
-    pod.daemon("(exec sleep 1000) & (true) & sleep 1000 & : > $1; exec tail -f /dev/null");
-    until("there is a zombie", || survey::processes(pod.init).unwrap().iter().any(|process| process.zombie));
-    let found = survey::processes(pod.init).unwrap();
-    let mut names: Vec<(&str, bool)> =
-        found.iter().map(|process| (process.name.as_str(), process.zombie)).collect();
-    names.sort_unstable();
-    assert_eq!(names, [("sh", true), ("sleep", false), ("sleep", false), ("tail", false)]);
+    pod.daemon("sleep 1000 & sleep 0.1 & : > $1; exec tail -f /dev/null");
+    let mut found = Vec::new();
+    // Until each has executed what it is named for, and the one that nobody collects has ended.
+    until("all are what they shall be", || {
+        found = survey::processes(pod.init).unwrap();
+        let mut names: Vec<_> = found.iter().map(|process| (process.name.as_str(), process.zombie)).collect();
+        names.sort_unstable();
+        names == [("sleep", false), ("sleep", true), ("tail", false)]
+    });
     assert!(
         found.iter().all(|process| process.pid > 1 && process.pid < 1000),
         "pids are the pod's: {found:?}"
@@ -695,10 +697,10 @@ fn stopped_process_can_finish_too() {
     let directory = tempfile::tempdir().unwrap();
     let done = directory.path().join("done");
     let mut pod = Pod::start(600_000);
-    pod.daemon(&format!(
-        "trap 'echo > {}; exit' TERM; : > $1; kill -STOP $(exec sh -c 'echo $PPID')",
-        done.display()
-    ));
+    pod.daemon(&format!("trap 'echo > {}; exit' TERM; : > $1; while :; do sleep 0.01; done", done.display()));
+    let daemon = children(pod.init)[0];
+    kill(19, daemon);
+    until("it is stopped", || status(daemon, "State").starts_with('T'));
     assert_eq!(pod.stop(15), 0);
     assert!(done.exists());
 }
