@@ -202,7 +202,7 @@ fn relay(directory: &Path, source: &Source) -> Measured {
     let (out_read, out_write) = rustix::pipe::pipe().unwrap();
     let (err_read, err_write) = rustix::pipe::pipe().unwrap();
     let output = Output::Pipes { stdout: out_read, stderr: err_read };
-    let id = relay.open(Open { output, stdin: None, logs, capture_max: None }).unwrap();
+    let id = relay.open(Open { output, stdin: None, stdin_guard: None, logs, capture_max: None }).unwrap();
     let producer = source.command().stdout(out_write).stderr(err_write).spawn().unwrap();
     wait(producer.id());
     let (reply, drained) = channel();

@@ -83,6 +83,22 @@ struct Event {
     podStopping @11 :Void;
     lost @12 :UInt64;
     # So many events before this one are no longer kept.
+    initEnded @13 :InitEnd;
+  }
+}
+
+struct InitEnd {
+  # PID 1 of a pod's pid namespace has ended, and all of the namespace with it.
+  podId @0 :Text;
+  exit @1 :ExitStatus;
+  # Unless the pod was being stopped, an end that nobody wanted.
+  killed @2 :List(Process);
+  # Those that were still there when the grace time of a stop had passed.
+
+  struct Process {
+    pid @0 :UInt32;
+    # As the pod counts.
+    name @1 :Text;
   }
 }
 
@@ -144,6 +160,12 @@ interface Pod extends(Conmon) {
 
   containerStats @13 (id :Text) -> (stats :ContainerStats);
   # Of a container whose streams are open; `not-found` once it has exited.
+
+  createContainer @14 (request :Conmon.CreateContainerRequest, init :Bool) -> (containerPid :UInt32);
+  # As Conmon's method of this name. With `init`, podinit's init is the
+  # container's first process: it starts the command, passes signals on and reaps.
+  # It is mounted into the container; image and bundle stay as they are. The OCI
+  # runtime is then given a bundle of ours, which says the same but for this.
 }
 
 struct Network {

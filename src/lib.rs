@@ -8,10 +8,8 @@ pub mod version;
 pub mod init;
 pub mod keeper;
 
-pub mod hook;
 pub mod monitor;
 pub mod ns;
-pub mod seccomp;
 
 pub mod rpc;
 pub mod stream;

@@ -204,3 +204,6 @@ pub const OUTPUT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Bytes that `run` and `logs` read and write at a time: a pipe's capacity.
 pub const PRINT_BUFFER_BYTES: usize = 64 << 10;
+
+/// Bytes of a config.json that is read here. Engines write tens of KiB.
+pub const CONFIG_BYTES_MAX: u64 = 4 << 20;

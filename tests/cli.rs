@@ -310,8 +310,7 @@ fn run_ends_when_nobody_reads_any_more() {
 fn run_gives_a_command_its_input() {
     let people = People::new();
     let input = binary_bytes(1 << 20);
-    let mut command =
-        people.command(&["run", "-i", "--rootfs", "ROOTFS", "sh", "-c", "head -c 1048576; echo end >&2"]);
+    let mut command = people.command(&["run", "-i", "--rootfs", "ROOTFS", "sh", "-c", "cat; echo end >&2"]);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -324,6 +323,34 @@ fn run_gives_a_command_its_input() {
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!((end_of(child), said.as_str()), (0, "end\n"));
     assert!(found == input, "{} bytes instead of {}", found.len(), input.len());
+}
+
+#[test]
+fn run_puts_an_init_before_the_command() {
+    let people = People::new();
+    // The orphan's parent is the init, which is process 2 here: process 1 is the pod's.
+    let script = "(sleep 0.1; grep PPid /proc/self/status) & cat /proc/$PPID/comm; wait; kill -TERM $$";
+    let output = people.output(&["run", "--init", "--rootfs", "ROOTFS", "sh", "-c", script]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.starts_with("podinit-init\n"), "{said}");
+    assert_eq!(output.status.code(), Some(143), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn counters_are_told() {
+    let people = People::new();
+    let pod = people.pod();
+    people.start(&pod, "c", "echo out; echo err >&2; : > /dev/null; sleep 600");
+    people.ok(&["exec", "c", "true"]);
+    let stats = |line: &[&str]| serde_json::from_str::<Value>(&people.ok(line)).unwrap();
+    let streams = stats(&["stats", "c"]);
+    assert_eq!(streams["stdout"]["dropped"], 0, "{streams}");
+    let of_pod = stats(&["stats", "--pod", &pod]);
+    assert_eq!((&of_pod["containers"], &of_pod["inits"][0]["zombies"]), (&1.into(), &0.into()), "{of_pod}");
+    let network = stats(&["pod", "network", &pod]);
+    assert_eq!(network["interfaces"][0]["name"], "lo", "{network}");
+    assert_eq!(network["interfaces"][0]["up"], true, "{network}");
+    people.ok(&["pod", "stop", "--time", "1", &pod]);
 }
 
 /// A pseudo-terminal and a command on it, in a session of its own.
@@ -382,7 +409,7 @@ fn containers_have_a_life_of_their_own() {
     assert_eq!((&listed[0]["container"], &listed[0]["state"]), (&"c".into(), &"running".into()));
     assert!(listed[0]["exit"].is_null() && listed[0]["pid"].is_u64(), "{listed}");
 
-    let output = people.output(&["exec", "-e", "A=1", "c", "/bin/sh", "-c", "echo $A; echo e >&2; exit 3"]);
+    let output = people.output(&["exec", "-e", "A=1", "c", "sh", "-c", "echo $A; echo e >&2; exit 3"]);
     assert_eq!(output.status.code(), Some(3));
     assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"1\n"[..], &b"e\n"[..]));
     assert_eq!(people.fails(&["exec", "c", "no-such-command"]).0, 127);

@@ -48,7 +48,8 @@ impl Fixture {
         let (err_read, err_write) = rustix::pipe::pipe().unwrap();
         let (in_read, in_write) = rustix::pipe::pipe().unwrap();
         let output = Output::Pipes { stdout: out_read, stderr: err_read };
-        let id = relay.open(Open { output, stdin: Some(in_write), logs, capture_max }).unwrap();
+        let id =
+            relay.open(Open { output, stdin: Some(in_write), stdin_guard: None, logs, capture_max }).unwrap();
         let (stdout, stderr, stdin) = (Some(out_write.into()), Some(err_write.into()), Some(in_read.into()));
         Self { relay, id, directory, stdout, stderr, stdin }
     }
@@ -335,7 +336,7 @@ fn terminal_output_and_input_go_through_the_master() {
     let first = peer();
     let stdin = Some(rustix::io::dup(&master).unwrap());
     let output = Output::Terminal(rustix::io::dup(&master).unwrap());
-    let id = relay.open(Open { output, stdin, logs, capture_max: None }).unwrap();
+    let id = relay.open(Open { output, stdin, stdin_guard: None, logs, capture_max: None }).unwrap();
     let mut fixture = Fixture { relay, id, directory, stdout: None, stderr: None, stdin: None };
     let client = fixture.attach(false);
 

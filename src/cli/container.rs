@@ -17,7 +17,8 @@ use super::pod::{for_each, share};
 use super::view::{ContainerView, EventView, exit_words};
 use crate::limits;
 use crate::rpc::client::{
-    CreateContainer, Deletion, ExecOutcome, ExecRequest, ExitStatus, LogDriver, LogKind, Stdin, Stdio,
+    CreateContainer, Deletion, ExecOutcome, ExecRequest, ExitStatus, FirstProcess, LogDriver, LogKind, Stdin,
+    Stdio,
 };
 
 /// How a container is made.
@@ -43,6 +44,10 @@ pub struct ContainerOptions {
     /// Keep the command's standard input open
     #[arg(short, long)]
     pub interactive: bool,
+
+    /// Start the command through podinit's init: it passes signals on and reaps
+    #[arg(long)]
+    pub init: bool,
 
     #[command(flatten)]
     settings: Settings,
@@ -235,6 +240,7 @@ fn create(
         stdio,
         stdin: if options.interactive { Stdin::Open } else { Stdin::Null },
         log_drivers: vec![LogDriver { kind: LogKind::Cri, path: log, size_max: options.settings.log_size }],
+        first_process: if options.init { FirstProcess::Init } else { FirstProcess::Command },
         ..CreateContainer::new(id, pod.dir.bundle(id))
     };
     pod.client.call(async |client| {

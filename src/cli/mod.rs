@@ -26,6 +26,7 @@ pub mod pod;
 pub mod run;
 pub mod serve;
 pub mod signals;
+pub mod stats;
 pub mod teardown;
 pub mod version;
 pub mod view;

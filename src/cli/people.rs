@@ -12,6 +12,7 @@ use super::logs::{self, LogsArgs};
 use super::paths::Root;
 use super::pod::PodCommand;
 use super::run::{self, RunArgs};
+use super::stats::{self, StatsArgs};
 
 /// What every command for people takes.
 #[derive(Debug, Clone, Args)]
@@ -61,6 +62,8 @@ pub enum PeopleCommand {
     /// Follow what happens in a pod
     #[command(after_help = EVENTS_HELP)]
     Events(EventsArgs),
+    /// Print counters of a pod, or of a container's streams, as JSON
+    Stats(StatsArgs),
 }
 
 const EXEC_HELP: &str = "\
@@ -76,7 +79,8 @@ created_at_ns, started_at_ns, bundle, log, terminal, monitor_restarts.";
 
 const EVENTS_HELP: &str = "\
 Fields of an event in JSON: pod, sequence, time_ns, container (null for the pod), event (created,
-started, exited, deleted, oom-killed, exec-failed, monitor-restarted, stopping, pod-stopping, lost),
+started, exited, deleted, oom-killed, exec-failed, monitor-restarted, stopping, pod-stopping,
+init-ended, lost),
 pid, exit (as in `podinit ps`), reason, count.";
 
 /// The end of `podinit --help`.
@@ -103,6 +107,7 @@ impl PeopleCommand {
             Self::Stop(args) => done(container::run_stop(globals, &args)),
             Self::Rm(args) => done(container::run_rm(globals, &args)),
             Self::Events(args) => done(container::run_events(globals, &args)),
+            Self::Stats(args) => done(stats::run(globals, &args)),
         };
         match result {
             Ok(code) => ExitCode::from(code),

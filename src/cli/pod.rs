@@ -35,6 +35,8 @@ pub enum PodCommand {
     /// Show all there is to know about a pod.
     #[command(after_help = JSON_HELP)]
     Inspect(InspectArgs),
+    /// Show a pod's network from inside, as JSON: interfaces, addresses, routes, counters.
+    Network(NetworkArgs),
 }
 
 const JSON_HELP: &str = "\
@@ -134,6 +136,13 @@ pub struct InspectArgs {
     output: Format,
 }
 
+/// `pod network`.
+#[derive(Debug, Args)]
+pub struct NetworkArgs {
+    /// Name of the pod
+    pod: String,
+}
+
 impl PodCommand {
     /// Does it.
     ///
@@ -157,6 +166,10 @@ impl PodCommand {
             }
             Self::Rm(args) => for_each(&args.pods, |id| remove(&globals.root()?.pod(id)?, args.force)),
             Self::Inspect(args) => inspect(globals, &args),
+            Self::Network(args) => {
+                let pod = reach(globals.root()?.pod(&args.pod)?)?;
+                output::json(&pod.client.call(async |client| client.network(&pod.dir.id).await)?)
+            }
         }
     }
 }

@@ -302,6 +302,15 @@ impl EventView {
             }
             EventKind::Stopping => "stopping",
             EventKind::PodStopping => "pod-stopping",
+            EventKind::InitEnded(end) => {
+                view.exit_words = exit_words(&end.exit);
+                view.exit = Some(ExitView::from(&end.exit));
+                let killed = end.killed.iter().map(|(pid, name)| format!("{name} ({pid})"));
+                let killed = killed.collect::<Vec<_>>().join(", ");
+                view.reason =
+                    Some(killed).filter(|names| !names.is_empty()).map(|n| format!("had to kill {n}"));
+                "init-ended"
+            }
             EventKind::Lost(events) => {
                 view.count = Some(events);
                 "lost"
@@ -317,6 +326,10 @@ impl EventView {
         let detail = match self.event {
             "created" => self.pid.map(|pid| format!("pid {pid}")),
             "exited" => Some(self.exit_words.clone()),
+            "init-ended" => {
+                let killed = self.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
+                Some(format!("{}{killed}", self.exit_words))
+            }
             _ => self.reason.clone().or_else(|| self.count.map(|count| count.to_string())),
         };
         let detail = detail.map(|detail| format!("  {detail}")).unwrap_or_default();

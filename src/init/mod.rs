@@ -74,6 +74,9 @@ pub fn wall_off(command: &mut Command) -> io::Result<()> {
     crate::sys::landlock::confine(command)
 }
 
+/// The file that [`path_in`] writes.
+pub const FILE_NAME: &str = "podinit-init";
+
 /// Writes the init that runs one command into `directory`, as a file that can be
 /// mounted into a container, and returns its path. A file that is there already
 /// is kept if it is the same, and replaced if not.
@@ -82,12 +85,12 @@ pub fn wall_off(command: &mut Command) -> io::Result<()> {
 /// What open(2), write(2) and rename(2) say.
 pub fn path_in(directory: &Path) -> io::Result<PathBuf> {
     const MODE: u32 = 0o555;
-    let path = directory.join("podinit-init");
+    let path = directory.join(FILE_NAME);
     let same = std::fs::read(&path).is_ok_and(|content| content == COMMAND)
         && std::fs::metadata(&path).is_ok_and(|data| data.permissions().mode() & 0o7777 == MODE);
     if !same {
         // A name of our own, so that two who write at once do not mix, and a rename, so that nobody sees half.
-        let temporary = directory.join(format!(".podinit-init.{}", std::process::id()));
+        let temporary = directory.join(format!(".{FILE_NAME}.{}", std::process::id()));
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&temporary)?;
         let written = file

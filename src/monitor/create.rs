@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
+use crate::monitor::bundle;
 use crate::monitor::cgroup::{self, OomCounter};
 use crate::monitor::console::ConsoleSocket;
 use crate::monitor::container::{Container, Streams};
@@ -50,6 +51,8 @@ pub struct CreateRequest {
     pub additional_fds: Vec<OwnedFd>,
     /// Kept open until the container has exited.
     pub leak_fds: Vec<OwnedFd>,
+    /// Start the command through podinit's init.
+    pub init: bool,
 }
 
 /// The ends of a container's streams that stay here.
@@ -122,6 +125,9 @@ impl Monitor {
     }
 
     async fn create_reserved(&self, mut request: CreateRequest) -> Result<Rc<Container>, Error> {
+        if request.init {
+            request.bundle = bundle::with_init(&request.bundle, &self.config.run_dir, &request.id)?;
+        }
         let logs = open_logs(&request.logs, &request.id)?;
         let was_there = self.runtime.state_dir(&request.id).is_some_and(|directory| directory.exists());
         let expecting = self.reaper.expect();
@@ -141,7 +147,8 @@ impl Monitor {
             }
         };
         self.keep_streams(&request.id, &ends);
-        let open = Open { output: ends.output, stdin: ends.stdin, logs, capture_max: None };
+        let stdin_guard = Some(self.stdin_guard(&request.id));
+        let open = Open { output: ends.output, stdin: ends.stdin, stdin_guard, logs, capture_max: None };
         let relay = match self.relay.open(open) {
             Ok(relay) => relay,
             Err(error) => {

@@ -6,9 +6,10 @@ use std::rc::Rc;
 
 use tokio::sync::watch;
 
+use crate::init::survey::Process;
 use crate::limits::EVENTS_KEPT_MAX;
-use crate::monitor::exit::ExitRecord;
-use crate::monitor::id::ContainerId;
+use crate::monitor::exit::{ExitCause, ExitRecord};
+use crate::monitor::id::{ContainerId, PodId};
 use crate::sys::process::now_ns;
 
 /// Something that happened.
@@ -34,6 +35,21 @@ pub enum Happening {
     PodStopping,
     /// So many events before this one are no longer kept.
     Lost(u64),
+    /// PID 1 of a pod has ended.
+    InitEnded(InitEnd),
+}
+
+/// The end of a pod's init, and of its pid namespace with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitEnd {
+    /// Which pod's.
+    pub pod: PodId,
+    /// How it ended.
+    pub cause: ExitCause,
+    /// When: Unix time in nanoseconds.
+    pub at_ns: u64,
+    /// What was still there when the grace time of a stop had passed.
+    pub killed: Vec<Process>,
 }
 
 /// A numbered event.

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::limits::{DRAIN_GRACE, EXEC_OUTPUT_BYTES_MAX};
 use crate::monitor::Monitor;
+use crate::monitor::bundle;
 use crate::monitor::console::ConsoleSocket;
 use crate::monitor::container::{Container, drain};
 use crate::monitor::create::{adopt_from, remove_stale, terminal_of};
@@ -118,8 +119,15 @@ impl Monitor {
         options.env.extend(request.env.iter().cloned());
         let mut command = self.runtime.command(&options);
         command.args(["exec", "--detach", "--pid-file"]).arg(&pid_file);
-        for (key, value) in &request.env {
-            command.arg("--env").arg(format!("{key}={value}"));
+        if !request.env.is_empty() {
+            // runc adds these to the container's environment, crun 1.8 puts them in its place; with all
+            // of it on the command line both do the same.
+            for variable in bundle::environment(&container.saved.bundle)? {
+                command.arg("--env").arg(variable);
+            }
+            for (key, value) in &request.env {
+                command.arg("--env").arg(format!("{key}={value}"));
+            }
         }
         let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let (outcome, stream) = if request.terminal {
@@ -186,8 +194,13 @@ impl Monitor {
     }
 
     fn capture(&self, output: Output) -> Result<StreamId, Error> {
-        let open =
-            Open { output, stdin: None, logs: LogSet::none(), capture_max: Some(EXEC_OUTPUT_BYTES_MAX) };
+        let open = Open {
+            output,
+            stdin: None,
+            stdin_guard: None,
+            logs: LogSet::none(),
+            capture_max: Some(EXEC_OUTPUT_BYTES_MAX),
+        };
         Ok(self.relay.open(open)?)
     }
 }

@@ -18,6 +18,7 @@ use std::rc::Rc;
 
 use tokio::sync::{Notify, watch};
 
+mod bundle;
 pub mod cgroup;
 pub mod config;
 pub mod console;
@@ -39,6 +40,7 @@ pub mod saved;
 pub mod stop;
 mod tree;
 
+use crate::init::survey::Process;
 use crate::keeper::Link;
 use crate::limits::EXITED_KEPT_MAX;
 use crate::ns::sandbox::{DIRECTORY as NAMESPACES_DIRECTORY, Sandboxes};
@@ -67,6 +69,8 @@ pub struct Monitor {
     created_or_not: Notify,
     namespaces: Sandboxes,
     inits: RefCell<HashMap<PodId, Child>>,
+    /// What a pod's init could not end in time.
+    killed: RefCell<HashMap<PodId, Vec<Process>>>,
     unpinned: RefCell<HashMap<String, OwnedFd>>,
     execs: RefCell<HashMap<u32, Child>>,
     closing: Cell<bool>,
@@ -102,6 +106,7 @@ impl Monitor {
             created_or_not: Notify::new(),
             namespaces: Sandboxes::new(&config.run_dir),
             inits: RefCell::default(),
+            killed: RefCell::default(),
             unpinned: RefCell::default(),
             execs: RefCell::default(),
             closing: Cell::new(false),
@@ -314,9 +319,10 @@ impl Monitor {
     }
 
     /// The directories below the run directory that are ours alone.
-    fn own_dirs(&self) -> [PathBuf; 4] {
-        let namespaces = self.config.run_dir.join(NAMESPACES_DIRECTORY);
-        [self.sockets_dir(), self.execs_dir(), self.containers_dir(), namespaces]
+    fn own_dirs(&self) -> [PathBuf; 5] {
+        let in_run_dir = |name| self.config.run_dir.join(name);
+        let namespaces = in_run_dir(NAMESPACES_DIRECTORY);
+        [self.sockets_dir(), self.execs_dir(), self.containers_dir(), namespaces, in_run_dir("bundles")]
     }
 
     /// A file name that this monitor uses once.

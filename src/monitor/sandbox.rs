@@ -5,12 +5,14 @@
 //! namespaces without a pin, which the keeper holds too.
 
 use std::os::fd::AsFd;
+use std::rc::Rc;
 
 use crate::init::survey::{self, Process};
 use crate::keeper::ToKeeper;
 use crate::limits::{INIT_GRACE, KILL_TIMEOUT};
 use crate::monitor::Monitor;
 use crate::monitor::error::Error;
+use crate::monitor::event::{Happening, InitEnd};
 use crate::monitor::id::PodId;
 use crate::monitor::reaper::Child;
 use crate::monitor::saved::Kept;
@@ -18,13 +20,14 @@ use crate::monitor::tree::start_ticks;
 use crate::ns;
 use crate::ns::network::Network;
 use crate::ns::sandbox::{CreateNamespaces, Record, Sandbox};
+use crate::sys::process::now_ns;
 
 impl Monitor {
     /// Makes the namespaces of a pod, or answers what the same request made before.
     ///
     /// # Errors
     /// If they cannot be made, all of them; or if the pod id has others.
-    pub fn create_sandbox(&self, request: &ns::Request) -> Result<Record, Error> {
+    pub fn create_sandbox(self: &Rc<Self>, request: &ns::Request) -> Result<Record, Error> {
         let pod = PodId::new(&request.name)?;
         self.refuse_if_closing()?;
         let sandbox = self.namespaces.create(request)?;
@@ -36,7 +39,7 @@ impl Monitor {
     ///
     /// # Errors
     /// As [`Monitor::create_sandbox`].
-    pub fn create_namespaces(&self, request: CreateNamespaces) -> Result<Record, Error> {
+    pub fn create_namespaces(self: &Rc<Self>, request: CreateNamespaces) -> Result<Record, Error> {
         let pod = PodId::new(&request.pod_id)?;
         self.refuse_if_closing()?;
         let sandbox = self.namespaces.create_namespaces(request)?;
@@ -80,12 +83,12 @@ impl Monitor {
         surveyed.collect()
     }
 
-    fn hold(&self, pod: &PodId, sandbox: Sandbox) -> Record {
+    fn hold(self: &Rc<Self>, pod: &PodId, sandbox: Sandbox) -> Record {
         let Sandbox { record, made } = sandbox;
         let Some(set) = made else { return record };
         // Our child, and not collected: the pid is its.
         if let Some(init) = set.init.and_then(|init| self.reaper.adopt(init.pid).ok()) {
-            self.inits.borrow_mut().insert(pod.clone(), init);
+            self.follow_init(pod.clone(), init);
         }
         for made in set.namespaces.into_iter().filter(|made| made.created && made.path.is_none()) {
             let name = kept_name(pod, made.kind);
@@ -98,11 +101,45 @@ impl Monitor {
         record
     }
 
+    /// Follows a pod's init to its end, asked for or not, and tells it.
+    fn follow_init(self: &Rc<Self>, pod: PodId, init: Child) {
+        self.inits.borrow_mut().insert(pod.clone(), init.clone());
+        let monitor = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let exit = init.exited().await;
+            monitor.inits.borrow_mut().remove(&pod);
+            let killed = monitor.killed.borrow_mut().remove(&pod).unwrap_or_default();
+            let at_ns = exit.map_or_else(now_ns, |exit| exit.at_ns);
+            let end = InitEnd { pod, cause: exit.into(), at_ns, killed };
+            ::log::info!("a pod's init ended: {end:?}");
+            monitor.events.add(None, Happening::InitEnded(end));
+        });
+    }
+
+    /// Asks PID 1 to end its namespace in order: TERM, a grace time, KILL. What is
+    /// there when our patience ends is noted, then SIGKILL, which the kernel passes
+    /// on to all of the namespace.
+    async fn end_init(&self, pod: &PodId, init: &Child) {
+        for (signal, limit) in [(libc::SIGTERM, INIT_GRACE), (libc::SIGKILL, KILL_TIMEOUT)] {
+            if let Err(error) = init.signal(signal) {
+                ::log::error!("cannot signal the init of pod {pod}, process {}: {error}", init.pid());
+            }
+            if tokio::time::timeout(limit, init.exited()).await.is_ok() {
+                return;
+            }
+            let left = survey::processes(init.pid()).unwrap_or_default();
+            let left = left.into_iter().filter(|process| !process.zombie).collect();
+            self.killed.borrow_mut().insert(pod.clone(), left);
+        }
+        ::log::error!("the init of pod {pod}, process {}, is still there after SIGKILL", init.pid());
+    }
+
     /// Ends the pods' init processes and unpins what was pinned. Returns what could
     /// not be removed.
     pub(super) async fn remove_sandboxes(&self) -> Vec<Error> {
-        for init in self.inits.take().into_values() {
-            end_init(&init).await;
+        let inits = self.inits.borrow().clone();
+        for (pod, init) in &inits {
+            self.end_init(pod, init).await;
         }
         self.unpinned.take();
         let records = match self.namespaces.list() {
@@ -114,7 +151,7 @@ impl Monitor {
     }
 
     /// Takes over the sandboxes of an earlier monitor.
-    pub(super) fn resume_sandboxes(&self, kept: &mut Kept) {
+    pub(super) fn resume_sandboxes(self: &Rc<Self>, kept: &mut Kept) {
         let records = self.namespaces.list().unwrap_or_else(|error| {
             ::log::error!("the pods' namespaces are not known any more: {error}");
             Vec::new()
@@ -129,24 +166,10 @@ impl Monitor {
             }
             if let Some(init) = record.init().filter(ns::sandbox::InitRecord::is_alive) {
                 let child = self.reaper.resume(init.pid, start_ticks(init.pid).unwrap_or(0), None);
-                self.inits.borrow_mut().insert(pod, child);
+                self.follow_init(pod, child);
             }
         }
     }
-}
-
-/// Asks PID 1 to end its namespace in order: TERM, its own grace time, KILL. Then
-/// SIGKILL, which the kernel passes on to all of it.
-async fn end_init(init: &Child) {
-    for (signal, limit) in [(libc::SIGTERM, INIT_GRACE), (libc::SIGKILL, KILL_TIMEOUT)] {
-        if let Err(error) = init.signal(signal) {
-            ::log::error!("cannot signal the pod's init, process {}: {error}", init.pid());
-        }
-        if tokio::time::timeout(limit, init.exited()).await.is_ok() {
-            return;
-        }
-    }
-    ::log::error!("the pod's init, process {}, is still there after SIGKILL", init.pid());
 }
 
 /// The name of a namespace that only the keeper's copy keeps alive. No container

@@ -6,12 +6,14 @@
 //! hears from the keeper, whose child the container became.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::keeper::{ChildExit, ToKeeper};
 use crate::monitor::container::{Container, Streams};
@@ -23,6 +25,7 @@ use crate::monitor::id::ContainerId;
 use crate::monitor::life::Phase;
 use crate::monitor::log::LogConfig;
 use crate::monitor::reaper::Child;
+use crate::monitor::relay::StdinGuard;
 use crate::monitor::relay::{Open, Output};
 use crate::monitor::runtime::{CallOptions, pipe};
 use crate::monitor::{Monitor, Slot};
@@ -93,6 +96,21 @@ impl Monitor {
         if let (Some(stdin), None) = (&ends.stdin, &ends.terminal) {
             self.keep(id, STDIN, stdin);
         }
+    }
+
+    /// For the relay: when it has closed a container's standard input, the keeper
+    /// has to, too, or the container would never see the end of it.
+    pub(super) fn stdin_guard(&self, id: &ContainerId) -> StdinGuard {
+        let (guard, closed) = oneshot::channel::<Infallible>();
+        let (keeper, name) = (Rc::clone(&self.keeper), format!("{id}/{STDIN}"));
+        tokio::task::spawn_local(async move {
+            // Nothing is ever sent: the guard is dropped.
+            let Err(_) = closed.await;
+            if let Err(error) = keeper.send(&ToKeeper::Forget { name: &name }) {
+                ::log::debug!("the keeper goes on holding {name}: {error}");
+            }
+        });
+        Box::new(guard)
     }
 
     fn keep(&self, id: &ContainerId, stream: &str, fd: &OwnedFd) {
@@ -199,7 +217,8 @@ impl Monitor {
         }
         let ends = take_ends(&id, saved.stdin, kept)?;
         let logs = open_logs(&saved.logs, &id)?;
-        let open = Open { output: ends.output, stdin: ends.stdin, logs, capture_max: None };
+        let stdin_guard = Some(self.stdin_guard(&id));
+        let open = Open { output: ends.output, stdin: ends.stdin, stdin_guard, logs, capture_max: None };
         let streams = Streams { relay: self.relay.open(open)?, terminal: ends.terminal };
         let child = match &saved.ended {
             Some(_) => Child::gone(saved.pid),

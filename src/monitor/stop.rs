@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use crate::init;
 use crate::limits::{KILL_TIMEOUT, RUNTIME_CALL_TIMEOUT};
 use crate::monitor::container::Container;
 use crate::monitor::error::Error;
@@ -219,7 +220,7 @@ impl Monitor {
                 ::log::warn!("cannot remove {}: {error}", directory.display());
             }
         }
-        for file in ["conmon.sock", "pidfile"] {
+        for file in ["conmon.sock", "pidfile", init::FILE_NAME] {
             if let Err(error) = crate::monitor::create::remove_stale(&run_dir.join(file)) {
                 ::log::warn!("{error}");
             }

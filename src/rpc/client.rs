@@ -205,6 +205,37 @@ impl PodClient {
         Ok(list.iter().map(convert::read_sandbox).collect::<capnp::Result<_>>()?)
     }
 
+    /// `network`: what the network namespace of pod `pod_id` looks like from inside.
+    ///
+    /// # Errors
+    /// As [`Self::list_containers`]; [`Code::NotFound`] if the pod has none.
+    pub async fn network(&self, pod_id: &str) -> Result<Network, Error> {
+        let mut request = self.pod.network_request();
+        request.get().set_pod_id(pod_id);
+        let answer = request.send().promise.await?;
+        Ok(convert::read_network(answer.get()?.get_network()?)?)
+    }
+
+    /// `podStats`.
+    ///
+    /// # Errors
+    /// As [`Self::list_containers`].
+    pub async fn pod_stats(&self) -> Result<PodStats, Error> {
+        let answer = self.pod.pod_stats_request().send().promise.await?;
+        Ok(convert::read_pod_stats(answer.get()?.get_stats()?)?)
+    }
+
+    /// `containerStats`.
+    ///
+    /// # Errors
+    /// As [`Self::list_containers`]; [`Code::NotFound`] once it has exited.
+    pub async fn container_stats(&self, id: &str) -> Result<ContainerStats, Error> {
+        let mut request = self.pod.container_stats_request();
+        request.get().set_id(id);
+        let answer = request.send().promise.await?;
+        Ok(convert::read_container_stats(answer.get()?.get_stats()?)?)
+    }
+
     /// `exec`.
     ///
     /// # Errors
@@ -240,6 +271,12 @@ impl PodClient {
     /// # Errors
     /// [`Code::AlreadyExists`], [`Code::RuntimeFailed`], [`Code::Timeout`].
     pub async fn create_container(&self, create: &CreateContainer) -> Result<u32, Error> {
+        if create.first_process == FirstProcess::Init {
+            let mut request = self.pod.create_container_request();
+            request.get().set_init(true);
+            convert::fill_create_container(request.get().init_request(), create)?;
+            return Ok(request.send().promise.await?.get()?.get_container_pid());
+        }
         let mut request = self.conmon().create_container_request();
         convert::fill_create_container(request.get().init_request(), create)?;
         let answer = request.send().promise.await?;

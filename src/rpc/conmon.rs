@@ -174,7 +174,9 @@ impl Server for PodServer {
     }
 }
 
-fn create_request(request: wire::create_container_request::Reader<'_>) -> Result<CreateRequest, Error> {
+pub(super) fn create_request(
+    request: wire::create_container_request::Reader<'_>,
+) -> Result<CreateRequest, Error> {
     let bad = |error: capnp::Error| malformed("the request", &error);
     if !request.get_additional_fds().map_err(bad)?.is_empty()
         || !request.get_leak_fds().map_err(bad)?.is_empty()
@@ -200,6 +202,7 @@ fn create_request(request: wire::create_container_request::Reader<'_>) -> Result
         command_args: texts(request.get_command_args().map_err(bad)?, "commandArgs")?,
         additional_fds: Vec::new(),
         leak_fds: Vec::new(),
+        init: false,
     })
 }
 

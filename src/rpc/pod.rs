@@ -4,11 +4,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::monitor::container::Container;
-use crate::monitor::event::{Event, EventLog, Happening};
+use crate::monitor::event::{Event, EventLog, Happening, InitEnd};
 use crate::monitor::exec::{ExecEnd, ExecRequest};
 use crate::monitor::exit::{ExitCause, ExitRecord};
 use crate::monitor::id::{ContainerId, PodId};
 use crate::monitor::life::Phase;
+use crate::rpc::conmon::create_request;
 use crate::rpc::convert::{container_id, refuse, text, texts};
 use crate::rpc::sandbox;
 use crate::rpc::schema::podinit_capnp as wire;
@@ -172,6 +173,20 @@ impl wire::pod::Server for PodServer {
         Ok(())
     }
 
+    async fn create_container(
+        self: Rc<Self>,
+        params: wire::pod::CreateContainerParams,
+        mut results: wire::pod::CreateContainerResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let mut request = create_request(params.get_request()?).map_err(|error| refuse(&error))?;
+        request.init = params.get_init();
+        let monitor = Rc::clone(&self.monitor);
+        let pid = detached(async move { monitor.create(request).await }).await?;
+        results.get().set_container_pid(pid);
+        Ok(())
+    }
+
     async fn network(
         self: Rc<Self>,
         params: wire::pod::NetworkParams,
@@ -244,6 +259,21 @@ fn set_event(mut wire: wire::event::Builder<'_>, event: &Event) {
         Happening::MonitorRestarted(times) => wire.set_monitor_restarted(*times),
         Happening::PodStopping => wire.set_pod_stopping(()),
         Happening::Lost(count) => wire.set_lost(*count),
+        Happening::InitEnded(end) => set_init_end(wire.init_init_ended(), end),
+    }
+}
+
+fn set_init_end(mut wire: wire::init_end::Builder<'_>, end: &InitEnd) {
+    wire.set_pod_id(end.pod.as_str());
+    let mut exit = wire.reborrow().init_exit();
+    exit.set_exited_at_ns(end.at_ns);
+    set_cause(exit, &end.cause);
+    let count = u32::try_from(end.killed.len()).unwrap_or(u32::MAX);
+    let mut list = wire.init_killed(count);
+    for (index, process) in (0..count).zip(&end.killed) {
+        let mut wire = list.reborrow().get(index);
+        wire.set_pid(process.pid);
+        wire.set_name(&*process.name);
     }
 }
 

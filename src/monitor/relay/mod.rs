@@ -37,7 +37,7 @@
 //! let (stdout, _of_the_process) = rustix::pipe::pipe()?;
 //! let (stderr, _of_the_process) = rustix::pipe::pipe()?;
 //! let output = Output::Pipes { stdout, stderr };
-//! let id = relay.open(Open { output, stdin: None, logs: LogSet::none(), capture_max: Some(1 << 20) })?;
+//! let id = relay.open(Open { output, stdin: None, stdin_guard: None, logs: LogSet::none(), capture_max: Some(1 << 20) })?;
 //! // … the process exits …
 //! let (reply, drained) = std::sync::mpsc::channel();
 //! relay.finish(id, Duration::from_millis(500), Box::new(move |end| drop(reply.send(end))));
@@ -133,6 +133,9 @@ pub enum Output {
     Terminal(OwnedFd),
 }
 
+/// Something that is dropped, on the relay's thread, when stdin has been closed.
+pub type StdinGuard = Box<dyn std::any::Any + Send>;
+
 /// What to relay.
 #[derive(Debug)]
 pub struct Open {
@@ -141,6 +144,9 @@ pub struct Open {
     /// Where clients' input goes: the write end of a pipe, or the terminal's
     /// master (a duplicate of it).
     pub stdin: Option<OwnedFd>,
+    /// For whoever holds another copy of `stdin`, and has to close it for the
+    /// container to see the end.
+    pub stdin_guard: Option<StdinGuard>,
     /// Where output goes.
     pub logs: LogSet,
     /// Keep the first so many bytes of each channel for [`Drained::captured`].

@@ -10,16 +10,24 @@ use std::os::fd::OwnedFd;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
+use super::StdinGuard;
 use super::poll::{Poll, Token, Watched};
 
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Stdin {
-    fd: Option<Watched>,
+    open: Option<Opened>,
     kind: Kind,
     waiting: Vec<u8>,
     /// Close it when nothing waits any more.
     closing: bool,
+}
+
+#[derive(Debug)]
+struct Opened {
+    fd: Watched,
+    /// Goes with the descriptor.
+    _guard: Option<StdinGuard>,
 }
 
 /// What stdin is.
@@ -32,14 +40,21 @@ pub(super) enum Kind {
 }
 
 impl Stdin {
-    pub(super) fn new(fd: Option<OwnedFd>, kind: Kind, poll: &Poll, token: Token) -> std::io::Result<Self> {
-        let fd = fd.map(|fd| Watched::new(poll, fd, token)).transpose()?;
-        Ok(Self { fd, kind, waiting: Vec::new(), closing: false })
+    pub(super) fn new(
+        stdin: Option<OwnedFd>,
+        guard: Option<StdinGuard>,
+        kind: Kind,
+        poll: &Poll,
+        token: Token,
+    ) -> std::io::Result<Self> {
+        let fd = stdin.map(|fd| Watched::new(poll, fd, token)).transpose()?;
+        let open = fd.map(|fd| Opened { fd, _guard: guard });
+        Ok(Self { open, kind, waiting: Vec::new(), closing: false })
     }
 
     /// Takes `bytes`, or drops them if there is no stdin (any more).
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        if self.fd.is_none() || self.closing {
+        if self.open.is_none() || self.closing {
             return;
         }
         if self.waiting.is_empty() {
@@ -75,7 +90,7 @@ impl Stdin {
 
     /// Closes it now.
     pub(super) fn drop_all(&mut self) {
-        self.fd = None;
+        self.open = None;
         self.waiting = Vec::new();
     }
 
@@ -83,15 +98,15 @@ impl Stdin {
     fn write(&mut self, bytes: &[u8]) -> usize {
         let mut written = 0;
         while written < bytes.len() {
-            let Some(fd) = &self.fd else { return bytes.len() };
-            match rustix::io::write(fd, bytes.get(written..).unwrap_or_default()) {
+            let Some(open) = &self.open else { return bytes.len() };
+            match rustix::io::write(&open.fd, bytes.get(written..).unwrap_or_default()) {
                 Ok(0) | Err(Errno::AGAIN) => break,
                 Ok(count) => written += count,
                 Err(Errno::INTR) => {}
                 Err(_) => {
                     // A terminal may get a new reader; a pipe never does.
                     if self.kind == Kind::Pipe {
-                        self.fd = None;
+                        self.open = None;
                     }
                     return bytes.len();
                 }
@@ -102,11 +117,11 @@ impl Stdin {
 
     fn settle(&mut self) {
         if self.closing && self.waiting.is_empty() {
-            self.fd = None;
+            self.open = None;
         }
         let interest = if self.waiting.is_empty() { EventFlags::empty() } else { EventFlags::OUT };
         // Without a wake-up, what waits would wait for ever and hold its senders.
-        if self.fd.as_mut().is_some_and(|fd| fd.set(interest).is_err()) {
+        if self.open.as_mut().is_some_and(|open| open.fd.set(interest).is_err()) {
             self.drop_all();
         }
     }

@@ -122,7 +122,7 @@ impl Stream {
             medium,
             sources,
             bytes: [0; 2],
-            stdin: Stdin::new(open.stdin, kind, poll, Token::new(id, SLOT_STDIN))?,
+            stdin: Stdin::new(open.stdin, open.stdin_guard, kind, poll, Token::new(id, SLOT_STDIN))?,
             logs: open.logs,
             capture: open.capture_max.map(Capture::new),
             door: Door::new(id, SLOT_DOOR),

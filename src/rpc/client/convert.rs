@@ -292,6 +292,95 @@ pub(super) fn read_exec(result: pod::exec_result::Reader<'_>) -> capnp::Result<E
     })
 }
 
+fn read_init_end(end: pod::init_end::Reader<'_>) -> capnp::Result<InitEnd> {
+    let killed =
+        end.get_killed()?.iter().map(|process| Ok((process.get_pid(), read_text(process.get_name()?)?)));
+    Ok(InitEnd {
+        pod_id: read_text(end.get_pod_id()?)?,
+        exit: read_exit(end.get_exit()?)?,
+        killed: killed.collect::<capnp::Result<_>>()?,
+    })
+}
+
+pub(super) fn read_network(network: pod::network::Reader<'_>) -> capnp::Result<Network> {
+    let route = |route: pod::network::route::Reader<'_>| {
+        Ok(Route {
+            destination: format!("{}/{}", read_text(route.get_destination()?)?, route.get_prefix()),
+            gateway: read_text(route.get_gateway()?)?,
+            interface: read_text(route.get_interface()?)?,
+            source: read_text(route.get_source()?)?,
+            metric: route.get_metric(),
+        })
+    };
+    Ok(Network {
+        interfaces: network.get_interfaces()?.iter().map(read_interface).collect::<capnp::Result<_>>()?,
+        routes: network.get_routes()?.iter().map(route).collect::<capnp::Result<_>>()?,
+    })
+}
+
+fn read_interface(interface: pod::network::interface::Reader<'_>) -> capnp::Result<Interface> {
+    let address = |address: pod::network::address::Reader<'_>| {
+        Ok(format!("{}/{}", read_text(address.get_address()?)?, address.get_prefix()))
+    };
+    let statistics = interface.get_statistics()?;
+    Ok(Interface {
+        index: interface.get_index(),
+        name: read_text(interface.get_name()?)?,
+        kind: read_text(interface.get_kind()?)?,
+        hardware_address: read_text(interface.get_hardware_address()?)?,
+        up: interface.get_up(),
+        state: read_text(interface.get_state()?)?,
+        mtu: interface.get_mtu(),
+        addresses: interface.get_addresses()?.iter().map(address).collect::<capnp::Result<_>>()?,
+        statistics: Statistics {
+            rx_bytes: statistics.get_rx_bytes(),
+            rx_packets: statistics.get_rx_packets(),
+            rx_errors: statistics.get_rx_errors(),
+            rx_dropped: statistics.get_rx_dropped(),
+            tx_bytes: statistics.get_tx_bytes(),
+            tx_packets: statistics.get_tx_packets(),
+            tx_errors: statistics.get_tx_errors(),
+            tx_dropped: statistics.get_tx_dropped(),
+        },
+    })
+}
+
+pub(super) fn read_pod_stats(stats: pod::pod_stats::Reader<'_>) -> capnp::Result<PodStats> {
+    let init = |init: pod::pod_stats::init_stats::Reader<'_>| {
+        Ok(InitStats {
+            pod_id: read_text(init.get_pod_id()?)?,
+            pid: init.get_pid(),
+            processes: init.get_processes(),
+            zombies: init.get_zombies(),
+        })
+    };
+    Ok(PodStats {
+        orphans_reaped: stats.get_orphans_reaped(),
+        inits: stats.get_inits()?.iter().map(init).collect::<capnp::Result<_>>()?,
+        containers: stats.get_containers(),
+        execs: stats.get_execs(),
+        monitor_restarts: stats.get_monitor_restarts(),
+    })
+}
+
+pub(super) fn read_container_stats(stats: pod::container_stats::Reader<'_>) -> capnp::Result<ContainerStats> {
+    let channel = |channel: pod::container_stats::channel_stats::Reader<'_>| ChannelStats {
+        bytes: channel.get_bytes(),
+        lines: channel.get_lines(),
+        partials: channel.get_partials(),
+        dropped: channel.get_dropped(),
+    };
+    Ok(ContainerStats {
+        stdout: channel(stats.get_stdout()?),
+        stderr: channel(stats.get_stderr()?),
+        write_errors: stats.get_write_errors(),
+        last_write_error: read_text(stats.get_last_write_error()?)?,
+        stall_longest_ns: stats.get_stall_longest_ns(),
+        clients: stats.get_clients(),
+        clients_cut_off: stats.get_clients_cut_off(),
+    })
+}
+
 pub(super) fn read_event(event: pod::event::Reader<'_>) -> capnp::Result<Event> {
     let kind = match event.which()? {
         pod::event::Created(pid) => EventKind::Created(pid),
@@ -304,6 +393,7 @@ pub(super) fn read_event(event: pod::event::Reader<'_>) -> capnp::Result<Event> 
         pod::event::Stopping(()) => EventKind::Stopping,
         pod::event::PodStopping(()) => EventKind::PodStopping,
         pod::event::Lost(events) => EventKind::Lost(events),
+        pod::event::InitEnded(end) => EventKind::InitEnded(read_init_end(end?)?),
     };
     Ok(Event {
         sequence: event.get_sequence(),

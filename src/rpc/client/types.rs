@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 /// Who answers, and what it was built from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Version {
@@ -109,6 +111,17 @@ pub struct CreateContainer {
     pub additional_fds: Vec<u64>,
     /// Slots of the fd socket that stay open until the container has exited.
     pub leak_fds: Vec<u64>,
+    /// Who is the container's first process.
+    pub first_process: FirstProcess,
+}
+
+/// Who is a container's first process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstProcess {
+    /// The command of its bundle.
+    Command,
+    /// podinit's init, which starts the command, passes signals on and reaps.
+    Init,
 }
 
 impl CreateContainer {
@@ -131,6 +144,7 @@ impl CreateContainer {
             cgroup_manager: CgroupManager::Cgroupfs,
             additional_fds: Vec::new(),
             leak_fds: Vec::new(),
+            first_process: FirstProcess::Command,
         }
     }
 }
@@ -520,6 +534,148 @@ pub enum EventKind {
     PodStopping,
     /// So many events before this one are no longer kept.
     Lost(u64),
+    /// PID 1 of a pod's pid namespace has ended.
+    InitEnded(InitEnd),
+}
+
+/// The end of a pod's init.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitEnd {
+    /// Which pod's.
+    pub pod_id: String,
+    /// How and when.
+    pub exit: ExitStatus,
+    /// Pids, as the pod counts, and names of what was still there when the grace
+    /// time of a stop had passed.
+    pub killed: Vec<(u32, String)>,
+}
+
+/// What a pod's network namespace looks like from inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Network {
+    /// Its devices.
+    pub interfaces: Vec<Interface>,
+    /// Its routes.
+    pub routes: Vec<Route>,
+}
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// veth, bridge, ...; empty for a device without a kind.
+    pub kind: String,
+    /// Empty if it has none.
+    pub hardware_address: String,
+    /// Whether it is switched on.
+    pub up: bool,
+    /// Operational state (RFC 2863).
+    pub state: String,
+    /// Bytes.
+    pub mtu: u32,
+    /// Addresses with their prefix, such as `127.0.0.1/8`.
+    pub addresses: Vec<String>,
+    /// Counters.
+    pub statistics: Statistics,
+}
+
+/// Counters of a network device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Statistics {
+    /// Received.
+    pub rx_bytes: u64,
+    /// Received.
+    pub rx_packets: u64,
+    /// Received with an error.
+    pub rx_errors: u64,
+    /// Received and dropped.
+    pub rx_dropped: u64,
+    /// Sent.
+    pub tx_bytes: u64,
+    /// Sent.
+    pub tx_packets: u64,
+    /// Not sent, by an error.
+    pub tx_errors: u64,
+    /// Dropped instead of being sent.
+    pub tx_dropped: u64,
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Route {
+    /// Where to, with the prefix.
+    pub destination: String,
+    /// Empty: directly reachable.
+    pub gateway: String,
+    /// Through which device.
+    pub interface: String,
+    /// Preferred source address; empty if there is none.
+    pub source: String,
+    /// The lower, the sooner taken.
+    pub metric: u32,
+}
+
+/// Counters of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PodStats {
+    /// Orphans that the monitor has collected.
+    pub orphans_reaped: u64,
+    /// What runs under each pod's init.
+    pub inits: Vec<InitStats>,
+    /// Containers that are known.
+    pub containers: u32,
+    /// Execs that run.
+    pub execs: u32,
+    /// How often the monitor was restarted.
+    pub monitor_restarts: u32,
+}
+
+/// What runs under a pod's init.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct InitStats {
+    /// The pod.
+    pub pod_id: String,
+    /// The init, as the host counts.
+    pub pid: u32,
+    /// Living processes, itself not counted.
+    pub processes: u32,
+    /// Zombies.
+    pub zombies: u32,
+}
+
+/// Counters of a container's streams.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ContainerStats {
+    /// Standard output, or the terminal.
+    pub stdout: ChannelStats,
+    /// Standard error.
+    pub stderr: ChannelStats,
+    /// Failed log writes; each was tried again.
+    pub write_errors: u64,
+    /// The last of them.
+    pub last_write_error: String,
+    /// Longest time without reading because a log could not be written.
+    pub stall_longest_ns: u64,
+    /// Attached clients.
+    pub clients: u32,
+    /// Attached clients that were cut off because they did not read.
+    pub clients_cut_off: u64,
+}
+
+/// Counters of one channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ChannelStats {
+    /// Bytes read from the container.
+    pub bytes: u64,
+    /// Lines that ended.
+    pub lines: u64,
+    /// Log records that did not end a line.
+    pub partials: u64,
+    /// Payload bytes that a log could not keep.
+    pub dropped: u64,
 }
 
 /// Something that happened in the pod.

@@ -1,0 +1,107 @@
+//! What the monitor reads in a bundle's config.json (runtime-spec, config.md),
+//! and the one thing that it may add.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::init;
+use crate::limits::CONFIG_BYTES_MAX;
+use crate::monitor::error::Error;
+use crate::monitor::id::ContainerId;
+use crate::monitor::make_private_dir;
+
+/// Where podinit's init is in a container that was asked to have it.
+const INIT_IN_CONTAINER: &str = "/run/podinit-init";
+
+/// `process.env` of a bundle.
+///
+/// # Errors
+/// [`Error::Bundle`] if it cannot be read.
+pub(super) fn environment(bundle: &Path) -> Result<Vec<String>, Error> {
+    let config = read(bundle)?;
+    let env = config.get("process").and_then(|process| process.get("env")).and_then(Value::as_array);
+    Ok(env.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+/// Makes a bundle below `run_dir` that says what `bundle` says, but starts the
+/// command through podinit's init.
+///
+/// # Errors
+/// If the bundle has no command, or cannot be read or written.
+pub(super) fn with_init(bundle: &Path, run_dir: &Path, id: &ContainerId) -> Result<PathBuf, Error> {
+    let unusable = |reason: &str| Error::Bundle {
+        path: bundle.to_owned(),
+        source: io::Error::new(io::ErrorKind::InvalidData, reason.to_owned()),
+    };
+    let mut config = read(bundle)?;
+    let program = init::path_in(run_dir).map_err(|error| Error::io("write the init program", error))?;
+    let arguments = config.get_mut("process").and_then(|process| process.get_mut("args"));
+    let arguments =
+        arguments.and_then(Value::as_array_mut).ok_or_else(|| unusable("process.args is missing"))?;
+    arguments.splice(0..0, [json!(INIT_IN_CONTAINER), json!("--")]);
+    let mounts = config.entry("mounts").or_insert_with(|| json!([]));
+    let mounts = mounts.as_array_mut().ok_or_else(|| unusable("mounts is not a list"))?;
+    mounts.push(json!({
+        "destination": INIT_IN_CONTAINER,
+        "type": "bind",
+        "source": program,
+        "options": ["bind", "ro", "nosuid", "nodev"],
+    }));
+    // The root's path is relative to the bundle (config.md, Root).
+    if let Some(root) = config.get_mut("root").and_then(|root| root.get_mut("path"))
+        && let Some(path) = root.as_str().map(|path| bundle.join(path))
+    {
+        *root = json!(path);
+    }
+    let ours = run_dir.join("bundles").join(id.as_str());
+    make_private_dir(&ours)?;
+    let text = serde_json::to_vec(&config).map_err(io::Error::other);
+    let written = text.and_then(|text| fs::write(ours.join("config.json"), text));
+    written.map_err(|error| Error::io(format!("write the bundle {}", ours.display()), error))?;
+    Ok(ours)
+}
+
+fn read(bundle: &Path) -> Result<Map<String, Value>, Error> {
+    let fail = |source| Error::Bundle { path: bundle.to_owned(), source };
+    let path = bundle.join("config.json");
+    if fs::metadata(&path).map_err(fail)?.len() > CONFIG_BYTES_MAX {
+        return Err(fail(io::Error::new(io::ErrorKind::InvalidData, "config.json is too large")));
+    }
+    let text = fs::read(&path).map_err(fail)?;
+    serde_json::from_slice(&text).map_err(|error| fail(io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_injected_init_changes_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let bundle = place.path().join("bundle");
+        fs::create_dir(&bundle).unwrap();
+        let config = json!({
+            "process": {"args": ["sleep", "1"], "env": ["A=1", "B=2"], "cwd": "/"},
+            "root": {"path": "rootfs", "readonly": true},
+            "linux": {"x": [1]},
+        });
+        fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        assert_eq!(environment(&bundle).unwrap(), ["A=1", "B=2"]);
+
+        let id = ContainerId::new("c").unwrap();
+        let ours = with_init(&bundle, place.path(), &id).unwrap();
+        let mut made: Value = serde_json::from_slice(&fs::read(ours.join("config.json")).unwrap()).unwrap();
+        assert_eq!(made["process"]["args"], json!([INIT_IN_CONTAINER, "--", "sleep", "1"]));
+        assert_eq!(made["root"]["path"], json!(bundle.join("rootfs")));
+        let source = made["mounts"][0]["source"].as_str().unwrap();
+        assert!(Path::new(source).is_file());
+
+        made["process"]["args"] = json!(["sleep", "1"]);
+        made["root"]["path"] = json!("rootfs");
+        made.as_object_mut().unwrap().remove("mounts");
+        assert_eq!(made, config);
+    }
+}
