@@ -89,6 +89,8 @@ fn unshare(base: &Path, kinds: &[Kind]) -> Command {
     if kinds.contains(&Kind::User) {
         // One line of mapping, as podinit writes; ranges would need the setuid newuidmap.
         command.arg("--map-root-user");
+        // Without a mount namespace it pins from inside the user namespace, which may not mount.
+        command.args(["--mount", "--propagation", "unchanged"]);
     }
     if kinds.contains(&Kind::Pid) {
         let file = base.join("pid");
@@ -136,7 +138,7 @@ fn compare(title: &str, rounds: usize, mut ways: Vec<Way<'_>>) {
 /// The kernel unmakes network namespaces in the background, and would go on with it in the next round.
 /// Making one more waits for the lock that the clean-up holds.
 fn settle() {
-    drop(Command::new("unshare").args(["--net", "true"]).status().unwrap());
+    assert!(Command::new("unshare").args(["--net", "true"]).status().unwrap().success());
 }
 
 fn latency(rounds: usize) {

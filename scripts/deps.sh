@@ -38,6 +38,9 @@ need() {
 certificates() { [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ]; }
 static_busybox() { has busybox && ! readelf -l "$(command -v busybox)" 2>/dev/null | grep -q INTERP; }
 
+# Distributions have them in one of these directories.
+has_cni() { [ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ] || [ -x /opt/cni/bin/bridge ]; }
+
 need_rust() {
     has cargo || die 'cargo is not in PATH. Install Rust with rustup (https://rustup.rs); the version is in rust-toolchain.toml.'
 }
@@ -60,8 +63,11 @@ for purpose in "$@"; do
         need 'crun, an OCI runtime' crun crun has crun
         need 'runc, an OCI runtime' runc runc has runc
         need 'a static busybox, for root file systems' busybox-static busybox static_busybox
-        need unshare util-linux util-linux has unshare
+        need 'unshare and nsenter' util-linux util-linux has nsenter
         need 'capnp, to compare the generated code' capnproto capnproto has capnp
+        need 'strace, to make system calls fail' strace strace has strace
+        need 'plugins of CNI' containernetworking-plugins containernetworking-plugins has_cni
+        need ip iproute2 iproute has ip
         ;;
     check)
         need 'capnp, to compare the generated code' capnproto capnproto has capnp

@@ -394,13 +394,16 @@ fn containers_of_real_runtimes_join_every_pinned_namespace() {
 
 /// Calls a CNI plugin as an engine does, and returns its answer.
 fn cni(command: &str, config: &Value, netns: &Path, interface: &str) -> Value {
-    let plugin = Path::new("/usr/lib/cni").join(config["type"].as_str().unwrap());
+    // Debian's place, Fedora's, and upstream's.
+    let places = ["/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin"].map(Path::new);
+    let place = places.into_iter().find(|place| place.join("bridge").exists()).unwrap_or(places[0]);
+    let plugin = place.join(config["type"].as_str().unwrap());
     let mut child = Command::new(&plugin)
         .env("CNI_COMMAND", command)
         .env("CNI_CONTAINERID", netns.file_name().unwrap())
         .env("CNI_NETNS", netns)
         .env("CNI_IFNAME", interface)
-        .env("CNI_PATH", "/usr/lib/cni")
+        .env("CNI_PATH", place)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
