@@ -1,6 +1,7 @@
 //! Making, pinning and removing a pod's namespaces. These tests need root; they
 //! use the library as the RPC server does, and look at the result through `/proc`
 //! and with real programs.
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod common;
 mod joining;

@@ -1,5 +1,6 @@
 //! Containers of real OCI runtimes that join pinned namespaces.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
