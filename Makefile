@@ -32,7 +32,7 @@ build: ## the static release binary: target/podinit
 # third the link succeeds and the result is dynamic, hence the assertion.
 static-binary:
 	@triple="$$(rustc -vV | sed -n 's/^host: //p')" && \
-	RUSTFLAGS='-C target-feature=+crt-static' $(cargo) build --release --locked --bin podinit --target "$$triple" && \
+	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' $(cargo) build --release --locked --bin podinit --target "$$triple" && \
 	mkdir -p "$(dir $(BINARY))" && \
 	cp "$(CARGO_TARGET)/$$triple/release/podinit" "$(BINARY).new" && mv "$(BINARY).new" "$(BINARY)" && \
 	scripts/assert-static.sh "$(BINARY)"

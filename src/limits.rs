@@ -113,6 +113,10 @@ pub const JOURNAL_STALL_MAX: Duration = Duration::from_secs(1);
 /// Bytes read from a container at a time, into a buffer that all streams share.
 pub const RELAY_READ_BYTES: usize = 256 << 10;
 
+/// How long the relay is quiet before its buffers give their pages back: longer
+/// than the pauses within a burst, so that a burst pays for its pages once.
+pub const RELAY_REST: Duration = Duration::from_secs(1);
+
 /// What a container's output pipe is enlarged to: it sleeps less often, and so
 /// does the relay.
 pub const RELAY_PIPE_BYTES: usize = 256 << 10;
@@ -152,6 +156,20 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Containers that have exited and are still remembered; engines delete them
 /// through the OCI runtime, behind our back.
 pub const EXITED_KEPT_MAX: usize = 256;
+
+/// Connections to the socket for descriptors that are served at a time. Engines
+/// use one, for one create.
+pub const FD_CONNECTIONS_MAX: usize = 16;
+
+/// Descriptors in one message: what the kernel takes (`SCM_MAX_FD`, unix(7)).
+pub const FDS_PER_MESSAGE_MAX: usize = 253;
+
+/// Descriptors that wait for the create that will use them: four full messages.
+pub const FD_SLOTS_MAX: usize = 4 * FDS_PER_MESSAGE_MAX;
+
+/// Pause after a connection could not be accepted, for want of descriptors most
+/// likely: the condition stays readable, and a loop would be all that runs.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Connections that were accepted and have not said a word; beyond it the oldest
 /// is closed.

@@ -251,7 +251,7 @@ impl Keeper {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let passed = [(listener, LISTENER_FD), (lock.into(), LOCK_FD), (theirs, REPORT_FD)];
         let passed = passed.map(|(fd, number)| spawn::PassedFd { fd, number });
-        spawn::prepare(&mut command, passed.into());
+        spawn::prepare(&mut command, passed.into()).unwrap();
         let process = command.spawn().unwrap();
         drop(command);
         Self { directory, process, report: Some(report.into()) }
@@ -503,7 +503,7 @@ fn in_the_foreground_the_sentence_goes_to_standard_error() {
     command.arg(&this).args(["monitor", "--exact", "monitor_of_this_file"]).env(ROLE, "fail");
     let lock = tempfile::tempfile().unwrap();
     let passed = [(listener, LISTENER_FD), (lock.into(), LOCK_FD)];
-    spawn::prepare(&mut command, passed.map(|(fd, number)| spawn::PassedFd { fd, number }).into());
+    spawn::prepare(&mut command, passed.map(|(fd, number)| spawn::PassedFd { fd, number }).into()).unwrap();
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("podinit: no such runtime: /x/crun\n"), "{said}");
@@ -517,7 +517,7 @@ fn a_keeper_started_by_hand_says_how_it_is_started() {
     command.arg0("podinit");
     let null = || File::open("/dev/null").unwrap().into();
     let passed = [(null(), LISTENER_FD), (null(), LOCK_FD)];
-    spawn::prepare(&mut command, passed.map(|(fd, number)| spawn::PassedFd { fd, number }).into());
+    spawn::prepare(&mut command, passed.map(|(fd, number)| spawn::PassedFd { fd, number }).into()).unwrap();
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();

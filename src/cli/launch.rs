@@ -124,7 +124,7 @@ pub fn start_server(pod: &PodDir, runtime: &Path) -> Result<(), Failure> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::from(stderr));
-    sys::spawn::prepare(&mut command, Vec::new());
+    sys::spawn::prepare(&mut command, Vec::new()).map_err(|error| Failure::io(doing(), &error))?;
     let child = command.spawn().map_err(|error| Failure::io(doing(), &error))?;
     drop(command);
     match wait(child, limits::LAUNCH_TIMEOUT).map_err(|error| Failure::io(doing(), &error))? {

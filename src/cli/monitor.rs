@@ -34,6 +34,7 @@ struct Inherited {
 /// Monitors the pod until it is shut down.
 #[must_use]
 pub fn main(arguments: &[OsString]) -> ExitCode {
+    crate::sys::heap::keep_small();
     let config = match monitor_config(arguments) {
         Ok(config) => config,
         Err(error) => {
@@ -93,6 +94,7 @@ async fn serve(config: Config, inherited: &Inherited, signals: &SigSet) -> Resul
     let listener = UnixListener::from_std(listener.into()).map_err(fail("listen"))?;
     let server = Server::new(Rc::clone(&monitor));
     tokio::task::spawn_local(Rc::clone(&server).serve(listener));
+    tokio::task::spawn_local(Rc::clone(&monitor).watch_run_dir());
     inherited
         .link
         .send(&ToKeeper::Ready)

@@ -16,16 +16,6 @@ use crate::monitor::make_private_dir;
 /// Where podinit's init is in a container that was asked to have it.
 const INIT_IN_CONTAINER: &str = "/run/podinit-init";
 
-/// `process.env` of a bundle.
-///
-/// # Errors
-/// [`Error::Bundle`] if it cannot be read.
-pub(super) fn environment(bundle: &Path) -> Result<Vec<String>, Error> {
-    let config = read(bundle)?;
-    let env = config.get("process").and_then(|process| process.get("env")).and_then(Value::as_array);
-    Ok(env.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect())
-}
-
 /// Makes a bundle below `run_dir` that says what `bundle` says, but starts the
 /// command through podinit's init.
 ///
@@ -89,8 +79,6 @@ mod tests {
             "linux": {"x": [1]},
         });
         fs::write(bundle.join("config.json"), config.to_string()).unwrap();
-        assert_eq!(environment(&bundle).unwrap(), ["A=1", "B=2"]);
-
         let id = ContainerId::new("c").unwrap();
         let ours = with_init(&bundle, place.path(), &id).unwrap();
         let mut made: Value = serde_json::from_slice(&fs::read(ours.join("config.json")).unwrap()).unwrap();

@@ -24,10 +24,9 @@ impl OomCounter {
     ///
     /// # Errors
     /// What reading /proc says.
-    pub fn of(pid: u32) -> io::Result<Option<Self>> {
+    pub fn of(pid: u32, mounts: &Mounts) -> io::Result<Option<Self>> {
         let membership = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        let Some(file) = locate(&membership, &mounts) else { return Ok(None) };
+        let Some(file) = locate(&membership, &mounts.0) else { return Ok(None) };
         let baseline = read_oom_kills(&file).unwrap_or(0);
         Ok(file.exists().then_some(Self { file, baseline }))
     }
@@ -52,12 +51,27 @@ impl OomCounter {
     }
 }
 
+/// Where cgroups are mounted. Read once: a node's list of mounts has thousands of
+/// lines, and those of the cgroups do not change while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounts(String);
+
+impl Mounts {
+    /// As this process sees them; none if /proc is not there.
+    #[must_use]
+    pub fn read() -> Self {
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let is_cgroup = |line: &&str| line.contains(" - cgroup ") || line.contains(" - cgroup2 ");
+        Self(text.lines().filter(is_cgroup).fold(String::new(), |all, line| all + line + "\n"))
+    }
+}
+
 /// Moves this process into the cgroups of process `leader`, where they differ:
 /// engines move the pid that they know, the keeper's, and mean all of the monitor.
 ///
 /// # Errors
 /// What could not be read or written, with the file.
-pub fn follow(leader: u32) -> Result<(), Error> {
+pub fn follow(leader: u32, mounts: &Mounts) -> Result<(), Error> {
     let read =
         |path: &str| fs::read_to_string(path).map_err(|error| Error::io(format!("read {path}"), error));
     let theirs = read(&format!("/proc/{leader}/cgroup"))?;
@@ -65,9 +79,8 @@ pub fn follow(leader: u32) -> Result<(), Error> {
     if theirs == ours {
         return Ok(());
     }
-    let mounts = read("/proc/self/mountinfo")?;
     for line in theirs.lines().filter(|line| !ours.lines().any(|own| own == *line)) {
-        let Some(file) = membership_file(line, &mounts) else { continue };
+        let Some(file) = membership_file(line, &mounts.0) else { continue };
         // "0" is the writer itself (cgroups(7)).
         fs::write(&file, "0").map_err(|error| Error::io(format!("move to {}", file.display()), error))?;
     }

@@ -174,7 +174,6 @@ impl Monitor {
         for (path, error) in container.saved.files.write(&record) {
             ::log::error!("container {}: cannot write exit file {}: {error}", container.id, path.display());
         }
-        container.held.take();
         container.note(Input::Recorded);
         ::log::info!("container {} exited: {record:?}", container.id);
         if record.oom_killed {
@@ -183,9 +182,10 @@ impl Monitor {
         self.events.add(Some(&container.id), Happening::Exited(record.clone()));
         container.exit.send_replace(Some(Rc::new(record)));
         self.save(&container);
-        self.release_streams(&container);
+        self.release(&container);
         self.run_cleanup(&container);
         self.forget_old_exits();
+        self.end_if_forgotten();
     }
 
     async fn end_of(&self, container: &Container) -> (ExitCause, u64) {

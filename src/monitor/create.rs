@@ -84,7 +84,7 @@ impl Monitor {
     pub async fn create(self: &Rc<Self>, request: CreateRequest) -> Result<u32, Error> {
         self.refuse_if_closing()?;
         check_bundle(&request.bundle)?;
-        if let Err(error) = cgroup::follow(self.stable_pid()) {
+        if let Err(error) = cgroup::follow(self.stable_pid(), &self.cgroup_mounts) {
             // The containers are in cgroups of their own; only the monitor's own cost is in the wrong one.
             ::log::warn!("cannot follow the keeper to its cgroup: {error}");
         }
@@ -156,7 +156,7 @@ impl Monitor {
                 return Err(error.into());
             }
         };
-        let oom = OomCounter::of(child.pid()).unwrap_or_default();
+        let oom = OomCounter::of(child.pid(), &self.cgroup_mounts).unwrap_or_default();
         let saved = Saved {
             id: request.id.to_string(),
             pid: child.pid(),
@@ -176,7 +176,7 @@ impl Monitor {
         };
         let streams = Streams { relay, terminal: ends.terminal };
         let container = Rc::new(Container::new(request.id, saved, child, Some(streams)));
-        container.held.replace(request.leak_fds);
+        self.hold_open(&container, request.leak_fds);
         self.save(&container);
         Ok(container)
     }

@@ -103,6 +103,9 @@ pub enum Error {
     /// Resize without a terminal.
     #[error("container has no terminal: {0:?} was created without one")]
     NoTerminal(String),
+    /// A create request names a slot of the socket for descriptors that holds none.
+    #[error("no file descriptor in slot {0}")]
+    EmptySlot(u64),
     /// The OCI runtime could not be started.
     #[error("cannot start the OCI runtime {runtime:?} to {action} {id:?}: {source}")]
     RuntimeSpawn {
@@ -206,7 +209,9 @@ impl Error {
                 | LogError::Journal { source } => unless_exhausted(source),
                 LogError::NotAFile { .. } | LogError::Ended => Code::InvalidArgument,
             },
-            Self::UnknownContainer(_) | Self::HasExited(_) | Self::NoNetwork(_) => Code::NotFound,
+            Self::UnknownContainer(_) | Self::HasExited(_) | Self::NoNetwork(_) | Self::EmptySlot(_) => {
+                Code::NotFound
+            }
             Self::Exists(_) => Code::AlreadyExists,
             Self::WrongState { .. } | Self::NoTerminal(_) => Code::WrongState,
             Self::Runtime { .. }

@@ -1,20 +1,22 @@
 //! Executing a command in a container and bringing back what it printed.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use crate::limits::{DRAIN_GRACE, EXEC_OUTPUT_BYTES_MAX};
 use crate::monitor::Monitor;
-use crate::monitor::bundle;
 use crate::monitor::console::ConsoleSocket;
 use crate::monitor::container::{Container, drain};
 use crate::monitor::create::{adopt_from, remove_stale, terminal_of};
 use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
-use crate::monitor::exit::ExitCause;
+use crate::monitor::exit::{ExitCause, publish};
 use crate::monitor::id::ContainerId;
 use crate::monitor::log::LogSet;
 use crate::monitor::reaper::Child;
@@ -119,15 +121,9 @@ impl Monitor {
         options.env.extend(request.env.iter().cloned());
         let mut command = self.runtime.command(&options);
         command.args(["exec", "--detach", "--pid-file"]).arg(&pid_file);
-        if !request.env.is_empty() {
-            // runc adds these to the container's environment, crun 1.8 puts them in its place; with all
-            // of it on the command line both do the same.
-            for variable in bundle::environment(&container.saved.bundle)? {
-                command.arg("--env").arg(variable);
-            }
-            for (key, value) in &request.env {
-                command.arg("--env").arg(format!("{key}={value}"));
-            }
+        let process_file = self.process_file(container, request)?;
+        if let Some(file) = &process_file {
+            command.arg("--process").arg(file.path());
         }
         let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let (outcome, stream) = if request.terminal {
@@ -142,9 +138,27 @@ impl Monitor {
             Outcome::Failed(error) => Err(ExecEnd::NotStarted(error.to_string())),
             Outcome::TimedOut(_) => Err(ExecEnd::TimedOut),
         };
-        drop(expecting);
+        drop((expecting, process_file));
         remove_stale(&pid_file)?;
         Ok((process, stream))
+    }
+
+    /// A process for the runtime's `exec --process`, if the environment is not the
+    /// container's. `--env` would do with runc, which adds to it; crun replaces it
+    /// by that, and every user of the machine could read it in the arguments.
+    fn process_file(&self, container: &Container, request: &ExecRequest) -> Result<Option<ExecFile>, Error> {
+        if request.env.is_empty() {
+            return Ok(None);
+        }
+        let bundle = &container.saved.bundle;
+        let config = std::fs::read(bundle.join("config.json"))
+            .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).map_err(io::Error::other));
+        let config = config.map_err(|source| Error::Bundle { path: bundle.clone(), source })?;
+        let process = process_of(config, request);
+        let file = ExecFile(self.execs_dir().join(self.unique("process")));
+        publish(file.path(), process.to_string().as_bytes())
+            .map_err(|error| Error::io(format!("write {}", file.path().display()), error))?;
+        Ok(Some(file))
     }
 
     async fn exec_with_pipes(
@@ -157,7 +171,7 @@ impl Monitor {
         let (stdout, stdout_write) = pipe()?;
         let (stderr, stderr_write) = pipe()?;
         command.stdout(stdout_write).stderr(stderr_write);
-        command.arg(container.id.as_str()).args(&request.command);
+        append_target(&mut command, container, request);
         let stream = self.capture(Output::Pipes { stdout, stderr })?;
         let call = self.runtime.start(
             Purpose { action: "exec in", id: &container.id },
@@ -179,7 +193,7 @@ impl Monitor {
         let console = ConsoleSocket::new(&self.sockets_dir(), self.unique("console"))?;
         let (stderr, stderr_write) = pipe()?;
         command.arg("--tty").arg("--console-socket").arg(console.argument()).stderr(stderr_write);
-        command.arg(container.id.as_str()).args(&request.command);
+        append_target(&mut command, container, request);
         let call = self.runtime.start(
             Purpose { action: "exec in", id: &container.id },
             command,
@@ -205,6 +219,57 @@ impl Monitor {
     }
 }
 
+/// A file that one call of the runtime reads; goes when this is dropped.
+#[derive(Debug)]
+struct ExecFile(PathBuf);
+
+impl ExecFile {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for ExecFile {
+    fn drop(&mut self) {
+        if let Err(error) = remove_stale(&self.0) {
+            ::log::warn!("{error}");
+        }
+    }
+}
+
+/// The container's own process with another command, a longer environment, and
+/// the terminal that was asked for.
+fn process_of(mut config: Value, request: &ExecRequest) -> Value {
+    let process = config.get_mut("process").map(Value::take);
+    let mut process = process.filter(Value::is_object).unwrap_or_else(|| Value::Object(Map::new()));
+    let added = |entry: &Value| {
+        let name = entry.as_str().and_then(|entry| entry.split('=').next());
+        request.env.iter().any(|(key, _)| Some(key.as_str()) == name)
+    };
+    let mut env = process.get_mut("env").map(Value::take).and_then(into_list).unwrap_or_default();
+    env.retain(|entry| !added(entry));
+    env.extend(request.env.iter().map(|(key, value)| Value::from(format!("{key}={value}"))));
+    process["env"] = Value::from(env);
+    process["args"] = Value::from(request.command.clone());
+    process["terminal"] = Value::from(request.terminal);
+    process
+}
+
+fn into_list(value: Value) -> Option<Vec<Value>> {
+    match value {
+        Value::Array(list) => Some(list),
+        _ => None,
+    }
+}
+
+/// The container, and the command unless a file names it.
+fn append_target(command: &mut Command, container: &Container, request: &ExecRequest) {
+    command.arg(container.id.as_str());
+    if request.env.is_empty() {
+        command.args(&request.command);
+    }
+}
+
 async fn wait_or_kill(child: &Child, deadline: Option<Instant>) -> ExecEnd {
     let exit = match deadline {
         None => child.exited().await,
@@ -217,4 +282,28 @@ async fn wait_or_kill(child: &Child, deadline: Option<Instant>) -> ExecEnd {
         },
     };
     ExecEnd::Exited(exit.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn process_is_the_containers_with_another_command_and_environment() {
+        let request = ExecRequest {
+            id: ContainerId::new("c").unwrap(),
+            command: vec!["env".into(), "-0".into()],
+            timeout: None,
+            terminal: true,
+            env: vec![("B".into(), "2=2".into()), ("C".into(), String::new())],
+            cgroup_manager: None,
+        };
+        let own =
+            json!({ "args": ["sleep"], "env": ["A=1", "B=old", "BB=3"], "cwd": "/x", "terminal": false });
+        let expected = json!({
+            "args": ["env", "-0"], "env": ["A=1", "BB=3", "B=2=2", "C="], "cwd": "/x", "terminal": true,
+        });
+        assert_eq!(process_of(json!({ "process": own }), &request), expected);
+    }
 }

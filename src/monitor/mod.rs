@@ -28,6 +28,7 @@ pub mod error;
 pub mod event;
 pub mod exec;
 pub mod exit;
+pub mod fdsocket;
 pub mod id;
 pub mod life;
 pub mod log;
@@ -39,6 +40,7 @@ pub mod sandbox;
 pub mod saved;
 pub mod stop;
 mod tree;
+mod vanish;
 
 use crate::init::survey::Process;
 use crate::keeper::Link;
@@ -48,6 +50,7 @@ use config::Config;
 use container::Container;
 use error::Error;
 use event::EventLog;
+use fdsocket::FdSlots;
 use id::{ContainerId, PodId};
 use life::Phase;
 use reaper::{Child, Reaper};
@@ -73,6 +76,8 @@ pub struct Monitor {
     killed: RefCell<HashMap<PodId, Vec<Process>>>,
     unpinned: RefCell<HashMap<String, OwnedFd>>,
     execs: RefCell<HashMap<u32, Child>>,
+    fd_slots: Rc<FdSlots>,
+    cgroup_mounts: cgroup::Mounts,
     closing: Cell<bool>,
     terminating: Cell<bool>,
     restarts: Cell<u32>,
@@ -109,6 +114,8 @@ impl Monitor {
             killed: RefCell::default(),
             unpinned: RefCell::default(),
             execs: RefCell::default(),
+            fd_slots: Rc::default(),
+            cgroup_mounts: cgroup::Mounts::read(),
             closing: Cell::new(false),
             terminating: Cell::new(false),
             restarts: Cell::new(0),
@@ -262,6 +269,23 @@ impl Monitor {
         let size = rustix::termios::Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(terminal, size)
             .map_err(|error| Error::io(format!("resize the terminal of {id}"), error))
+    }
+
+    /// Makes the socket for descriptors, if it is not there; its path.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn start_fd_socket(&self) -> Result<PathBuf, Error> {
+        self.refuse_if_closing()?;
+        self.fd_slots.start(&self.config.run_dir)
+    }
+
+    /// Takes descriptors that came over that socket.
+    ///
+    /// # Errors
+    /// As [`FdSlots::take`].
+    pub fn take_fds(&self, slots: &[u64]) -> Result<Vec<OwnedFd>, Error> {
+        self.fd_slots.take(slots)
     }
 
     /// Waits until the pod is over.

@@ -19,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::Interest;
@@ -49,7 +49,8 @@ struct Tracked {
 #[derive(Debug, Clone)]
 pub struct Child {
     pid: u32,
-    pidfd: Option<Rc<OwnedFd>>,
+    /// Closed when it has been collected: the record of an exit costs no descriptor.
+    pidfd: Weak<OwnedFd>,
     exit: watch::Receiver<Option<ChildExit>>,
 }
 
@@ -71,7 +72,7 @@ impl Child {
     /// A process that is known to have ended, with a status that is known elsewhere.
     #[must_use]
     pub fn gone(pid: u32) -> Self {
-        Self { pid, pidfd: None, exit: watch::channel(None).1 }
+        Self { pid, pidfd: Weak::new(), exit: watch::channel(None).1 }
     }
 
     /// Its process id in our pid namespace.
@@ -99,7 +100,7 @@ impl Child {
     /// # Errors
     /// What pidfd_send_signal(2) says; a process that has ended is none.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        let Some(pidfd) = &self.pidfd else { return Ok(()) };
+        let Some(pidfd) = self.pidfd.upgrade() else { return Ok(()) };
         match process::send_signal(pidfd.as_fd(), signal) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             result => result,
@@ -124,21 +125,21 @@ impl Reaper {
     pub fn adopt(&self, pid: u32) -> io::Result<Child> {
         if let Some(exit) = self.unknown.borrow_mut().remove(&pid) {
             let (_, receiver) = watch::channel(Some(exit));
-            return Ok(Child { pid, pidfd: None, exit: receiver });
+            return Ok(Child { pid, pidfd: Weak::new(), exit: receiver });
         }
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = Rc::new(rustix::process::pidfd_open(raw, PidfdFlags::empty())?);
         let (sender, receiver) = watch::channel(None);
-        let tracked = Tracked { pidfd: Rc::clone(&pidfd), exit: sender };
-        self.tracked.borrow_mut().insert(pid, tracked);
-        Ok(Child { pid, pidfd: Some(pidfd), exit: receiver })
+        let child = Child { pid, pidfd: Rc::downgrade(&pidfd), exit: receiver };
+        self.tracked.borrow_mut().insert(pid, Tracked { pidfd, exit: sender });
+        Ok(child)
     }
 
     /// Tracks a process that an earlier monitor had tracked: a child of the keeper
     /// now, which has `told` how it ended, or will.
     pub fn resume(self: &Rc<Self>, pid: u32, start_ticks: u64, told: Option<ChildExit>) -> Child {
         if let Some(exit) = told {
-            return Child { pid, pidfd: None, exit: watch::channel(Some(exit)).1 };
+            return Child { pid, pidfd: Weak::new(), exit: watch::channel(Some(exit)).1 };
         }
         let Ok(child) = self.adopt(pid) else { return Child::gone(pid) };
         // Looked at after the pidfd was opened: from then on the pid cannot change hands unseen.
@@ -146,7 +147,7 @@ impl Reaper {
             self.tracked.borrow_mut().remove(&pid);
             return Child::gone(pid);
         }
-        if let Some(pidfd) = child.pidfd.clone() {
+        if let Some(pidfd) = child.pidfd.upgrade() {
             tokio::task::spawn_local(Rc::clone(self).expect_word(pid, pidfd));
         }
         child

@@ -132,15 +132,15 @@ impl Runtime {
         passed: Vec<PassedFd>,
         heard: Vec<OwnedFd>,
     ) -> Result<Call, Error> {
-        if !passed.is_empty() {
-            spawn::prepare(&mut command, passed);
-        }
         let fail = |source| Error::RuntimeSpawn {
             runtime: self.path.clone(),
             action: purpose.action,
             id: purpose.id.to_string(),
             source,
         };
+        if !passed.is_empty() {
+            spawn::prepare(&mut command, passed).map_err(fail)?;
+        }
         spawn::unprotect(&mut command);
         let heard = heard.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>().map_err(fail)?;
         let child = command.spawn().map_err(fail)?;

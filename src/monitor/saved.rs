@@ -35,6 +35,8 @@ const STDIN: &str = "stdin";
 const STDOUT: &str = "stdout";
 const STDERR: &str = "stderr";
 const TERMINAL: &str = "terminal";
+/// And descriptors that shall stay open until its exit: this and a number.
+const HELD: &str = "held-";
 
 /// What is known of a container, in a form that outlives this process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -120,9 +122,20 @@ impl Monitor {
         }
     }
 
-    /// Lets go of a container's streams: they were read to their end.
-    pub(super) fn release_streams(&self, container: &Container) {
-        for stream in [STDIN, STDOUT, STDERR, TERMINAL] {
+    /// Keeps `fds` open until `container` has exited, whatever becomes of this process.
+    pub(super) fn hold_open(&self, container: &Container, fds: Vec<OwnedFd>) {
+        for (number, fd) in fds.iter().enumerate() {
+            self.keep(&container.id, &format!("{HELD}{number}"), fd);
+        }
+        container.held.replace(fds);
+    }
+
+    /// Lets go of a container's streams, which were read to their end, and of what
+    /// was held open for it.
+    pub(super) fn release(&self, container: &Container) {
+        let held = (0..container.held.take().len()).map(|number| format!("{HELD}{number}"));
+        let streams = [STDIN, STDOUT, STDERR, TERMINAL].map(str::to_owned);
+        for stream in streams.into_iter().chain(held) {
             let name = format!("{}/{stream}", container.id);
             if let Err(error) = self.keeper.send(&ToKeeper::Forget { name: &name }) {
                 ::log::debug!("the keeper goes on holding {name}: {error}");
@@ -220,6 +233,7 @@ impl Monitor {
         let stdin_guard = Some(self.stdin_guard(&id));
         let open = Open { output: ends.output, stdin: ends.stdin, stdin_guard, logs, capture_max: None };
         let streams = Streams { relay: self.relay.open(open)?, terminal: ends.terminal };
+        let held = (0..).map_while(|number| kept.fds.remove(&format!("{id}/{HELD}{number}"))).collect();
         let child = match &saved.ended {
             Some(_) => Child::gone(saved.pid),
             None => self.reaper.resume(saved.pid, saved.start_ticks, told),
@@ -227,6 +241,7 @@ impl Monitor {
         let phase = if saved.started_at_ns == 0 { Phase::Created } else { Phase::Running };
         let container = Rc::new(Container::new(id.clone(), saved, child, Some(streams)));
         container.resume_as(phase);
+        container.held.replace(held);
         self.containers.borrow_mut().insert(id, Slot::Here(Rc::clone(&container)));
         tokio::task::spawn_local(Rc::clone(self).follow(container));
         Ok(())

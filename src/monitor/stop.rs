@@ -11,6 +11,7 @@ use crate::monitor::container::Container;
 use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
 use crate::monitor::exit::ExitRecord;
+use crate::monitor::fdsocket;
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::{Effect, Input, Phase};
 use crate::monitor::runtime::Purpose;
@@ -216,11 +217,13 @@ impl Monitor {
     pub fn finish(&self) {
         let run_dir = &self.config.run_dir;
         for directory in self.own_dirs() {
-            if let Err(error) = std::fs::remove_dir_all(&directory) {
+            if let Err(error) = std::fs::remove_dir_all(&directory)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
                 ::log::warn!("cannot remove {}: {error}", directory.display());
             }
         }
-        for file in ["conmon.sock", "pidfile", init::FILE_NAME] {
+        for file in ["conmon.sock", "pidfile", fdsocket::NAME, init::FILE_NAME] {
             if let Err(error) = crate::monitor::create::remove_stale(&run_dir.join(file)) {
                 ::log::warn!("{error}");
             }

@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::limits::FDS_PER_MESSAGE_MAX;
+use crate::monitor::Monitor;
 use crate::monitor::create::CreateRequest;
 use crate::monitor::error::Error;
 use crate::monitor::exec::{ExecEnd, ExecRequest};
@@ -49,7 +51,8 @@ impl Server for PodServer {
         params: wire::CreateContainerParams,
         mut results: wire::CreateContainerResults,
     ) -> Result<(), capnp::Error> {
-        let request = create_request(params.get()?.get_request()?).map_err(|error| refuse(&error))?;
+        let request = params.get()?.get_request()?;
+        let request = create_request(request, &self.monitor).map_err(|error| refuse(&error))?;
         let monitor = Rc::clone(&self.monitor);
         let pid = detached(async move { monitor.create(request).await }).await?;
         results.get().init_response().set_container_pid(pid);
@@ -144,9 +147,12 @@ impl Server for PodServer {
     async fn start_fd_socket(
         self: Rc<Self>,
         _: wire::StartFdSocketParams,
-        _: wire::StartFdSocketResults,
+        mut results: wire::StartFdSocketResults,
     ) -> Result<(), capnp::Error> {
-        Err(refuse(&Error::NotSupported("startFdSocket")))
+        let path = self.monitor.start_fd_socket().map_err(|error| refuse(&error))?;
+        let path = path.to_str().ok_or_else(|| Error::Invalid("the run directory is not UTF-8".into()));
+        results.get().init_response().set_path(path.map_err(|error| refuse(&error))?);
+        Ok(())
     }
 
     async fn serve_exec_container(
@@ -176,14 +182,10 @@ impl Server for PodServer {
 
 pub(super) fn create_request(
     request: wire::create_container_request::Reader<'_>,
+    monitor: &Monitor,
 ) -> Result<CreateRequest, Error> {
     let bad = |error: capnp::Error| malformed("the request", &error);
-    if !request.get_additional_fds().map_err(bad)?.is_empty()
-        || !request.get_leak_fds().map_err(bad)?.is_empty()
-    {
-        return Err(Error::NotSupported("passing descriptors (additionalFds, leakFds)"));
-    }
-    Ok(CreateRequest {
+    let mut made = CreateRequest {
         id: container_id(request.get_id().map_err(bad)?)?,
         bundle: path(request.get_bundle_path().map_err(bad)?, "bundlePath")?,
         terminal: request.get_terminal(),
@@ -203,7 +205,24 @@ pub(super) fn create_request(
         additional_fds: Vec::new(),
         leak_fds: Vec::new(),
         init: false,
-    })
+    };
+    // Last, so that a request that is refused has used up no slot.
+    let additional = slots(request.get_additional_fds().map_err(bad)?, "additionalFds")?;
+    let leaked = slots(request.get_leak_fds().map_err(bad)?, "leakFds")?;
+    let mut fds = monitor.take_fds(&[additional.as_slice(), &leaked].concat())?;
+    made.leak_fds = fds.split_off(additional.len());
+    made.additional_fds = fds;
+    Ok(made)
+}
+
+fn slots(list: capnp::primitive_list::Reader<'_, u64>, what: &str) -> Result<Vec<u64>, Error> {
+    if list.len() as usize > FDS_PER_MESSAGE_MAX {
+        return Err(Error::Invalid(format!(
+            "{what} has {} entries; at most {FDS_PER_MESSAGE_MAX} are taken",
+            list.len()
+        )));
+    }
+    Ok(list.iter().collect())
 }
 
 fn log_configs(

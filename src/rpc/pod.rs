@@ -179,7 +179,8 @@ impl wire::pod::Server for PodServer {
         mut results: wire::pod::CreateContainerResults,
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
-        let mut request = create_request(params.get_request()?).map_err(|error| refuse(&error))?;
+        let mut request =
+            create_request(params.get_request()?, &self.monitor).map_err(|error| refuse(&error))?;
         request.init = params.get_init();
         let monitor = Rc::clone(&self.monitor);
         let pid = detached(async move { monitor.create(request).await }).await?;

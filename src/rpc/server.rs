@@ -169,7 +169,7 @@ impl Server {
         drop(permit);
         if self.permits.available_permits() == CONNECTIONS_MAX {
             // A burst of connections leaves free lists behind that glibc would keep.
-            sys::process::trim_memory();
+            sys::heap::trim();
         }
     }
 }

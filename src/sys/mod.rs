@@ -7,6 +7,7 @@ pub mod descendants;
 pub mod exec;
 pub mod fd;
 pub mod fork;
+pub mod heap;
 pub mod landlock;
 pub mod mount;
 pub mod namespace;

@@ -108,13 +108,6 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Gives memory that the allocator holds but nobody uses back to the kernel.
-pub fn trim_memory() {
-    // SAFETY: malloc_trim takes a size, walks the allocator's own free lists under its lock, and may be
-    // called at any time.
-    unsafe { libc::malloc_trim(0) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

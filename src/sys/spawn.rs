@@ -18,9 +18,14 @@ pub struct PassedFd {
 
 /// Makes `command` hand over `passed`, clear every signal mask and disposition
 /// that this process changed, and close every other descriptor above 2.
-pub fn prepare(command: &mut Command, passed: Vec<PassedFd>) {
+///
+/// # Errors
+/// `EMFILE` if descriptors run out.
+pub fn prepare(command: &mut Command, passed: Vec<PassedFd>) -> io::Result<()> {
     let top = passed.iter().map(|p| p.number + 1).max().unwrap_or(3);
+    let occupied = occupy_below(top)?;
     let closure = move || {
+        let _kept_until_the_program_runs = &occupied;
         // Two rounds, so that no target number overwrites a source that is still to be moved.
         let mut sources = [0 as RawFd; 256];
         let sources = sources.get_mut(..passed.len()).ok_or(io::ErrorKind::InvalidInput)?;
@@ -38,6 +43,21 @@ pub fn prepare(command: &mut Command, passed: Vec<PassedFd>) {
     // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls on
     // memory that exists already: no allocation, no lock.
     unsafe { command.pre_exec(closure) };
+    Ok(())
+}
+
+/// Takes every free descriptor number below `top`, so that the pipe on which the
+/// child of `Command` tells that it could not become the program is above: a
+/// passed descriptor would take its place, and the failure be written into that.
+fn occupy_below(top: RawFd) -> io::Result<Vec<OwnedFd>> {
+    let null = OwnedFd::from(std::fs::File::open("/dev/null")?);
+    let mut occupied = vec![null];
+    while let Some(last) = occupied.last()
+        && last.as_raw_fd() < top
+    {
+        occupied.push(last.try_clone()?);
+    }
+    Ok(occupied)
 }
 
 /// Makes the program that `command` starts as likely a victim of the kernel's

@@ -13,7 +13,12 @@
 //!
 //! Nothing here waits for time to pass. Every wait is for an event and has
 //! [`DEADLINE`] as its bound, which no passing test comes near.
-#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test program uses its part of the harness")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test program uses its part of the harness"
+)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
 mod leaks;

@@ -3,8 +3,10 @@ package conmonclient
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -205,4 +207,63 @@ func inode(t *testing.T, path string) string {
 	must(t, syscall.Stat(path, &stat))
 
 	return fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
+}
+
+// Descriptors that the engine hands in come out in the container, in their order, up to as many as the
+// client can send at once.
+func TestRemoteFDs(t *testing.T) {
+	withRuntimes(t, func(t *testing.T, p *pod) {
+		remote, err := p.client.RemoteFDs(context.Background())
+		must(t, err)
+
+		read, write, err := os.Pipe()
+		must(t, err)
+		defer read.Close()
+
+		const count = 253
+
+		fds := make([]int, count)
+		for i := range fds {
+			fds[i] = int(write.Fd())
+		}
+
+		slots, err := remote.Send(fds...)
+		must(t, err)
+
+		if len(slots) != count {
+			t.Fatalf("%d slots for %d descriptors", len(slots), count)
+		}
+
+		c := container{id: p.id("c"), args: []string{"sh", "-c", "echo first >&3; echo last >&4"}}
+		p.bundle(c)
+
+		request := p.request(c)
+		request.AdditionalFDs = slots[:2]
+		request.LeakFDs = slots[2:3]
+		request.CommandArgs = []string{"--preserve-fds", "2"}
+		_, err = p.client.CreateContainer(context.Background(), request)
+		must(t, err)
+		must(t, write.Close())
+		p.start(c.id)
+		p.waitExit(c.id)
+
+		// They are used up now.
+		again := p.request(container{id: p.id("again")})
+		again.BundlePath, again.AdditionalFDs = request.BundlePath, slots[:1]
+
+		_, err = p.client.CreateContainer(context.Background(), again)
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("no file descriptor in slot %d", slots[0])) {
+			t.Errorf("a slot that is used up: %v", err)
+		}
+
+		// The rest goes with the connection; then the pipe has no writer left.
+		must(t, remote.Close())
+
+		said, err := io.ReadAll(read)
+		must(t, err)
+
+		if string(said) != "first\nlast\n" {
+			t.Errorf("the container wrote %q", said)
+		}
+	})
 }

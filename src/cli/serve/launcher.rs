@@ -149,8 +149,7 @@ impl Claim {
             PassedFd { fd: lock.into(), number: keeper::LOCK_FD },
         ];
         passed.extend(report.map(|fd| PassedFd { fd, number: keeper::REPORT_FD }));
-        sys::spawn::prepare(command, passed);
-        Ok(())
+        sys::spawn::prepare(command, passed).map_err(ServeError::Start)
     }
 
     /// The keeper has it now.

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::poll::{self, Poll, Token};
 use super::stream::{Shared, Stream};
 use super::{Attach, Captured, Drained, RelayError, Reply, StreamId, StreamStats};
+use crate::limits::RELAY_REST;
 use crate::monitor::log::LogError;
 
 /// What the control side asks for; see [`Relay`](super::Relay).
@@ -63,21 +64,22 @@ pub(super) struct Engine {
     streams: HashMap<StreamId, Entry>,
     due: BTreeSet<(Instant, StreamId)>,
     shared: Shared,
+    /// When the shared buffers are given back, unless something happens before.
+    rest_at: Option<Instant>,
 }
 
 impl Engine {
     pub(super) fn new(poll: Poll, wake: Arc<OwnedFd>, commands: Receiver<Command>) -> Result<Self, Errno> {
         poll.add(&*wake, Token::WAKE)?;
         let (streams, due, shared) = (HashMap::new(), BTreeSet::new(), Shared::default());
-        Ok(Self { poll, wake, commands, streams, due, shared })
+        Ok(Self { poll, wake, commands, streams, due, shared, rest_at: None })
     }
 
     /// The thread's life.
     pub(super) fn run(mut self) {
         let mut ready = Vec::new();
         let ending = loop {
-            let timeout = self.due.first().map(|(at, _)| at.saturating_duration_since(Instant::now()));
-            if self.poll.wait(&mut ready, timeout).is_err() {
+            if self.poll.wait(&mut ready, self.timeout()).is_err() {
                 // A signal at most; every descriptor that counts is still watched.
                 ready.clear();
             }
@@ -93,10 +95,30 @@ impl Engine {
                 }
             }
             self.settle_due();
+            self.rest_if_quiet(ready.is_empty());
         };
         self.end_all();
         if let Ending::Asked(reply) = ending {
             reply(());
+        }
+    }
+
+    /// Until what is due next.
+    fn timeout(&self) -> Option<Duration> {
+        let next = self.due.first().map(|(at, _)| *at);
+        let next = next.into_iter().chain(self.rest_at).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    /// The buffers have touched pages for as much as was read at once. After a
+    /// pause they are exchanged for new ones, which have touched none yet.
+    fn rest_if_quiet(&mut self, quiet: bool) {
+        let now = Instant::now();
+        if !quiet {
+            self.rest_at = Some(now + RELAY_REST);
+        } else if self.rest_at.is_some_and(|at| at <= now) {
+            self.rest_at = None;
+            self.shared = Shared::default();
         }
     }
 

@@ -1,0 +1,477 @@
+//! What other monitors of pods got wrong, each once, by the name of what is guarded.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+
+mod common;
+
+use std::fs;
+use std::io::{IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{DEADLINE, Options, Place, Pod, children_of, kill, pidfd, wait_readable, which};
+use podinit::rpc::client::{
+    Attach, CgroupManager, Client, Ended, ExecOutcome, ExecRequest, ExecSync, StdinEof, Stdio,
+};
+use podinit::sys::socket;
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType, recv, send, sendmsg,
+};
+use serde_json::json;
+
+/// Waits until `done`; the tests' deadline is its bound.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !done() {
+        assert!(std::time::Instant::now() < deadline, "still waiting for {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn monitor_of(pod: &Pod) -> u32 {
+    let is_monitor = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(b"monitor")
+    };
+    children_of(pod.keeper_pid()).into_iter().find(is_monitor).expect("a monitor")
+}
+
+fn exec_request(pod: &Pod, script: &str) -> ExecRequest {
+    let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    ExecRequest { id: pod.id("c"), command, ..ExecRequest::default() }
+}
+
+/// A container with a terminal.
+fn with_terminal(pod: &Pod, name: &str, script: &str) {
+    let mut request = pod.container_with(name, &["sh", "-c", script], |config| {
+        config["process"]["terminal"] = json!(true);
+    });
+    request.stdio = Stdio::Terminal;
+    pod.create(&request).expect("create");
+}
+
+#[test]
+fn signal_ends_a_pod_whose_client_stays_connected() {
+    let pod = Pod::start();
+    pod.call(async |client| client.version().await).expect("version");
+    kill(pod.keeper_pid(), "INT");
+    pod.wait_end();
+}
+
+#[test]
+fn resize_before_the_start_is_remembered() {
+    let pod = Pod::start();
+    with_terminal(&pod, "c", "stty size");
+    pod.call(async |client| client.set_window_size(&pod.id("c"), 132, 43).await).expect("resize");
+    pod.start_container("c");
+    pod.wait("c");
+    assert_eq!(String::from_utf8(pod.log("c").stdout).unwrap(), "43 132\r\n");
+}
+
+#[test]
+fn reopen_and_resize_during_an_exec_reach_the_container() {
+    let pod = Pod::start();
+    with_terminal(
+        &pod,
+        "c",
+        "until [ -e /tmp/go ]; do sleep 0.1; done; stty size; until [ -e /tmp/end ]; do sleep 0.1; done",
+    );
+    pod.start_container("c");
+    let (id, rotated) = (pod.id("c"), pod.log_path("c").with_extension("1"));
+    let request = exec_request(&pod, "echo running; while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 5");
+    pod.call(async |client| {
+        let exec = client.exec(&request);
+        let meanwhile = async {
+            fs::rename(pod.log_path("c"), &rotated).expect("rotate");
+            client.reopen_log(&id).await.expect("reopen");
+            client.set_window_size(&id, 99, 11).await.expect("resize");
+            let go = exec_request(&pod, "touch /tmp/go");
+            client.exec(&go).await.expect("exec");
+        };
+        let (result, ()) = tokio::join!(exec, meanwhile);
+        let result = result.expect("exec");
+        assert!(matches!(result.outcome, ExecOutcome::Exited(exit) if exit.shell_code() == Some(5)));
+        assert_eq!(result.stdout, b"running\n");
+    });
+    pod.exec_stdout("c", "touch /tmp/end");
+    pod.wait("c");
+    assert_eq!(String::from_utf8(pod.log("c").stdout).unwrap(), "11 99\r\n");
+    assert_eq!(fs::read(&rotated).expect("the old log"), b"");
+}
+
+/// A runtime that is crun but for its `exec` and for `create` of what is called `bad`.
+fn half_broken(place: &Place) -> PathBuf {
+    let crun = which("crun");
+    let text = format!(
+        r#"case "$*" in *" exec "*|*create*bad) echo "it went wrong" >&2; exit 3;; esac
+exec {} "$@""#,
+        crun.display()
+    );
+    place.script("runtime", &text)
+}
+
+#[test]
+fn runtime_that_dies_before_it_sends_the_terminal_is_an_error() {
+    let place = Place::new();
+    let runtime = half_broken(&place);
+    let pod = Pod::start_in(place, Options { runtime: Some(runtime), ..Options::default() });
+    pod.run("c", "exec sleep 600");
+
+    let mut request = pod.container("bad", &["true"]);
+    request.stdio = Stdio::Terminal;
+    let error = pod.create(&request).expect_err("a runtime that fails");
+    assert!(error.to_string().contains("it went wrong"), "{error}");
+
+    let request = ExecRequest { stdio: Stdio::Terminal, ..exec_request(&pod, "true") };
+    let result = pod.call(async |client| client.exec(&request).await).expect("an answer");
+    assert!(
+        matches!(&result.outcome, ExecOutcome::NotStarted(said) if said.contains("it went wrong")),
+        "{result:?}"
+    );
+    assert_eq!(files_in(&pod.run_dir().join("sockets")), Vec::<String>::new());
+}
+
+fn files_in(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("a directory").flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn exec_leaves_no_file_however_it_ends() {
+    let pod = Pod::start();
+    pod.run("c", "exec sleep 600");
+    let missing = ["no-such-program"].map(str::to_owned).to_vec();
+    let slow = exec_request(&pod, "exec sleep 600");
+    for request in [
+        exec_request(&pod, "exit 0"),
+        ExecRequest { stdio: Stdio::Terminal, ..exec_request(&pod, "exit 0") },
+        ExecRequest { command: missing, ..exec_request(&pod, "") },
+        ExecRequest { timeout_ms: 300, ..slow },
+    ] {
+        pod.call(async |client| client.exec(&request).await).expect("an answer");
+    }
+    for directory in ["execs", "sockets"] {
+        assert_eq!(files_in(&pod.run_dir().join(directory)), Vec::<String>::new(), "{directory}");
+    }
+}
+
+#[test]
+fn environment_of_an_exec_reaches_its_command() {
+    for runtime in ["crun", "runc"] {
+        let pod = Pod::with_runtime(runtime);
+        pod.run("c", "exec sleep 600");
+        let request = ExecSync {
+            id: pod.id("c"),
+            command: ["sh", "-c", "echo \"$FIRST/$SECOND/$PATH\""].map(str::to_owned).to_vec(),
+            timeout_seconds: 0,
+            stdio: Stdio::Pipes,
+            env: vec![("FIRST".into(), "a b=c".into()), ("SECOND".into(), String::new())],
+            cgroup_manager: CgroupManager::Cgroupfs,
+        };
+        let result = pod.call(async |client| client.exec_sync(&request).await).expect("exec");
+        let said = String::from_utf8_lossy(&result.stderr).into_owned();
+        assert_eq!(String::from_utf8(result.stdout).unwrap(), "a b=c///bin\n", "{runtime}: {said}");
+    }
+}
+
+#[test]
+fn out_of_memory_is_told_of_that_container_only() {
+    let pod = Pod::start();
+    let limit = |config: &mut serde_json::Value| {
+        config["linux"]["resources"] = json!({ "memory": { "limit": 16 << 20 } });
+    };
+    pod.run("neighbour", "while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 137");
+    pod.create(&pod.container_with("hog", &["tail", "/dev/zero"], limit)).expect("create");
+    pod.start_container("hog");
+    let hog = pod.wait("hog");
+    assert!(hog.oom_killed, "{hog:?}");
+    assert_eq!(hog.how, Ended::Signal(9));
+
+    // One that runs beside it, and one that comes after it.
+    pod.exec_stdout("neighbour", "touch /tmp/go");
+    pod.create(&pod.container_with("next", &["sh", "-c", "exit 137"], limit)).expect("create");
+    pod.start_container("next");
+    for innocent in ["neighbour", "next"] {
+        let exit = pod.wait(innocent);
+        assert_eq!(exit.shell_code(), Some(137));
+        assert!(!exit.oom_killed, "{innocent}: {exit:?}");
+    }
+}
+
+#[test]
+fn background_child_that_holds_stdout_does_not_hold_an_exec() {
+    let pod = Pod::start();
+    pod.run("c", "exec sleep 600");
+    let result = pod.exec("c", "sleep 600 & echo done; exit 4");
+    assert!(matches!(result.outcome, ExecOutcome::Exited(exit) if exit.shell_code() == Some(4)));
+    assert_eq!(result.stdout, b"done\n");
+}
+
+#[test]
+fn time_out_of_an_exec_kills_its_whole_tree() {
+    let pod = Pod::start();
+    pod.run("c", "exec sleep 600");
+    let script = "(sleep 601 & sleep 602) & sh -c 'trap \"\" TERM; sleep 603; true'; sleep 604";
+    let request = ExecRequest { timeout_ms: 700, ..exec_request(&pod, script) };
+    let result = pod.call(async |client| client.exec(&request).await).expect("an answer");
+    assert!(matches!(result.outcome, ExecOutcome::TimedOut), "{result:?}");
+    let left = pod.exec_stdout("c", "ps -o args");
+    let left: Vec<&str> = left.lines().filter(|line| line.starts_with("sleep 60")).collect();
+    assert_eq!(left, ["sleep 600"]);
+}
+
+/// A client that goes away in the middle of an exec leaves neither an unreaped
+/// process nor a container that cannot be killed.
+#[test]
+fn exec_whose_client_goes_away_is_finished() {
+    let pod = Pod::start();
+    let pid = pod.run("c", "exec sleep 600");
+    let request = exec_request(&pod, "touch /tmp/there; while [ ! -e /tmp/go ]; do sleep 0.1; done");
+    for pause in [0, 1, 4, 8, 16] {
+        let client = Client::connect(&pod.socket()).expect("a connection");
+        client.call(async |client| {
+            drop(tokio::time::timeout(Duration::from_millis(pause), client.exec(&request)).await);
+        });
+    }
+    pod.exec_stdout("c", "touch /tmp/go");
+    until("the execs' end", || files_in(&pod.run_dir().join("execs")).is_empty());
+    let monitor = monitor_of(&pod);
+    until("the execs' processes", || children_of(monitor) == [pid]);
+    kill(pid, "KILL");
+    assert_eq!(pod.wait("c").how, Ended::Signal(9));
+}
+
+#[test]
+fn broken_pipe_signals_are_nothing() {
+    let pod = Pod::start();
+    let monitor = monitor_of(&pod);
+    // systemd sends it to every process of an engine's monitor scope when the machine goes down.
+    for pid in [pod.keeper_pid(), monitor] {
+        kill(pid, "PIPE");
+    }
+    pod.assert_serves("c");
+    assert_eq!(monitor_of(&pod), monitor);
+}
+
+#[test]
+fn attach_socket_that_a_client_removed_is_made_again() {
+    let pod = Pod::start();
+    pod.run("c", "exec sleep 600");
+    let path = pod.place.path("tmp").join("attach");
+    let request = Attach {
+        id: pod.id("c"),
+        socket_path: path.clone(),
+        exec_session_id: String::new(),
+        stdin_eof: StdinEof::Keep,
+    };
+    for _ in 0..20 {
+        pod.call(async |client| client.attach(&request).await).expect("attach");
+        let mode = fs::metadata(&path).expect("a socket").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{mode:o}");
+        drop(socket::connect(&path, SocketType::SEQPACKET).expect("somebody listens"));
+        fs::remove_file(&path).expect("the socket is there");
+    }
+}
+
+#[test]
+fn monitor_whose_directory_vanishes_ends_by_itself() {
+    let pod = Pod::start();
+    pod.run("c", "exec sleep 600");
+    let (keeper, monitor) = (pod.keeper_pid(), monitor_of(&pod));
+    fs::remove_dir_all(pod.run_dir()).expect("remove");
+    // While there is a container it is looked after.
+    pod.call(async |client| client.version().await).expect("an answer");
+    assert!(Path::new(&format!("/proc/{keeper}")).exists());
+
+    let ended = pidfd(monitor).expect("a monitor");
+    kill(pod.call(async |client| client.container_state(&pod.id("c")).await).unwrap().pid.unwrap(), "KILL");
+    assert!(wait_readable(&ended), "the monitor is still there");
+    pod.wait_end();
+    assert_eq!(fs::read_to_string(pod.exit_path("c")).expect("an exit file"), "137");
+    pod.delete_in_runtime();
+}
+
+#[test]
+fn empty_pod_whose_directory_vanishes_ends_at_once() {
+    let pod = Pod::start();
+    fs::remove_dir_all(pod.run_dir()).expect("remove");
+    pod.wait_end();
+}
+
+/// An engine moves the pid that it knows; the monitor's cost follows.
+#[test]
+fn monitor_follows_the_keeper_to_its_cgroup() {
+    let pod = Pod::start();
+    let Some(tree) = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup"]
+        .map(Path::new)
+        .into_iter()
+        .find(|tree| tree.join("cgroup.procs").exists())
+    else {
+        eprintln!("skipped: no cgroup tree is mounted");
+        return;
+    };
+    let group = tree.join(format!("podinit-test-{}", std::process::id()));
+    fs::create_dir(&group).expect("a cgroup");
+    fs::write(group.join("cgroup.procs"), pod.keeper_pid().to_string()).expect("move the keeper");
+    pod.run("c", "exec sleep 600");
+
+    let members = fs::read_to_string(group.join("cgroup.procs")).expect("members");
+    let monitor = monitor_of(&pod).to_string();
+    let followed = members.lines().any(|pid| pid == monitor);
+    pod.shutdown();
+    drop(pod);
+    until("an empty cgroup", || fs::remove_dir(&group).is_ok());
+    assert!(followed, "the monitor {monitor} is not among {members:?}");
+}
+
+/// The engine's side of the socket for descriptors.
+struct Descriptors {
+    socket: OwnedFd,
+    requests: u64,
+}
+
+impl Descriptors {
+    fn connect(pod: &Pod) -> Self {
+        let path = pod.call(async |client| client.start_fd_socket().await).expect("a socket");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        Self { socket: socket::connect(&path, SocketType::SEQPACKET).expect("connect"), requests: 0 }
+    }
+
+    /// Sends `fds` under a header that announces `count`; the answer's words and what follows them.
+    fn ask(&mut self, count: u64, fds: &[&OwnedFd]) -> (u64, Vec<u8>) {
+        self.requests += 1;
+        let header = (self.requests << 32 | count).to_le_bytes();
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(300))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        }
+        sendmsg(&self.socket, &[IoSlice::new(&header)], &mut control, SendFlags::empty()).expect("send");
+        let mut answer = vec![0; 4096];
+        let (count, _) = recv(&self.socket, &mut answer[..], RecvFlags::empty()).expect("an answer");
+        answer.truncate(count);
+        let body = answer.split_off(8);
+        (u64::from_le_bytes(answer.try_into().unwrap()), body)
+    }
+
+    fn send(&mut self, fds: &[&OwnedFd]) -> Vec<u64> {
+        let (header, body) = self.ask(fds.len() as u64, fds);
+        assert_eq!(header, self.requests << 32 | fds.len() as u64);
+        body.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
+    }
+}
+
+fn pipe() -> (fs::File, OwnedFd) {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    (read.into(), write)
+}
+
+#[test]
+fn descriptors_reach_the_container_in_their_order() {
+    let pod = Pod::start();
+    let mut engine = Descriptors::connect(&pod);
+    let (mut first, first_write) = pipe();
+    let (mut second, second_write) = pipe();
+    let (held, held_write) = pipe();
+    let slots = engine.send(&[&first_write, &second_write, &held_write]);
+    drop((first_write, second_write, held_write));
+
+    let script = "echo three >&3; echo four >&4; exec sleep 600";
+    let mut request = pod.container("c", &["sh", "-c", script]);
+    (request.additional_fds, request.leak_fds) = (slots[..2].to_vec(), slots[2..].to_vec());
+    request.command_args = ["--preserve-fds", "2"].map(str::to_owned).to_vec();
+    let pid = pod.create(&request).expect("create");
+    pod.start_container("c");
+
+    let mut line = [0; 6];
+    first.read_exact(&mut line).expect("what the container wrote");
+    assert_eq!(&line, b"three\n");
+    second.read_exact(&mut line[..5]).expect("what the container wrote");
+    assert_eq!(&line[..5], b"four\n");
+
+    // A slot is used up, and the refusal takes nothing.
+    request.id = pod.id("again");
+    let error = pod.create(&request).expect_err("slots that are empty");
+    assert!(error.to_string().contains(&format!("no file descriptor in slot {}", slots[0])), "{error}");
+
+    // What is held open stays so until the exit, also over the death of a monitor.
+    let monitor = monitor_of(&pod);
+    let ended = pidfd(monitor).expect("a monitor");
+    kill(monitor, "KILL");
+    assert!(wait_readable(&ended));
+    pod.reconnect();
+    pod.call(async |client| client.version().await).expect("the next monitor");
+    assert!(!is_readable_now(&held), "closed before the container's exit");
+    kill(pid, "KILL");
+    pod.wait("c");
+    for mut end in [first, second, held] {
+        assert_eq!(end.read(&mut line).expect("the end of a pipe"), 0);
+    }
+}
+
+fn is_readable_now(fd: &fs::File) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+}
+
+#[test]
+fn as_many_descriptors_as_a_message_holds_are_taken() {
+    let pod = Pod::start();
+    let before = descriptors_of(monitor_of(&pod));
+    let mut engine = Descriptors::connect(&pod);
+    let (mut read, write) = pipe();
+    let slots = engine.send(&[&write; 253]);
+    assert_eq!(slots.len(), 253);
+
+    let mut request = pod.container("c", &["sh", "-c", "echo last >&255; exec sleep 600"]);
+    request.additional_fds = slots;
+    request.command_args = ["--preserve-fds", "253"].map(str::to_owned).to_vec();
+    let pid = pod.create(&request).expect("create");
+    drop(write);
+    pod.start_container("c");
+    let mut line = [0; 5];
+    read.read_exact(&mut line).expect("what the container wrote");
+    assert_eq!(&line, b"last\n");
+    kill(pid, "KILL");
+    pod.wait("c");
+    assert_eq!(read.read(&mut line).expect("the end of a pipe"), 0);
+    drop(engine);
+    // The socket's listener stays.
+    until("closed descriptors", || descriptors_of(monitor_of(&pod)) <= before + 1);
+}
+
+fn descriptors_of(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").count()
+}
+
+#[test]
+fn wrong_requests_for_descriptors_are_answered_with_a_text() {
+    let pod = Pod::start();
+    let mut engine = Descriptors::connect(&pod);
+    let (mut read, write) = pipe();
+    let (header, text) = engine.ask(2, &[&write]);
+    assert_eq!(header, 1 << 32 | 0xffff_ffff);
+    assert_eq!(String::from_utf8(text).unwrap(), "the request announces 2 descriptors and brings 1");
+
+    // Nothing is kept of it; and header 0 closes what was not used.
+    let slots = engine.send(&[&write]);
+    drop(write);
+    assert!(!is_readable_now(&read));
+    send(&engine.socket, &0_u64.to_le_bytes(), SendFlags::empty()).expect("send");
+    assert!(wait_readable(&read));
+    assert_eq!(read.read(&mut [0; 1]).expect("the end of a pipe"), 0);
+    let mut request = pod.container("c", &["true"]);
+    request.additional_fds = slots;
+    pod.create(&request).expect_err("a slot that is empty");
+
+    // So does the end of the connection.
+    let (mut read, write) = pipe();
+    engine.send(&[&write]);
+    drop((engine, write));
+    assert_eq!(read.read(&mut [0; 1]).expect("the end of a pipe"), 0);
+    pod.assert_serves("still");
+}
