@@ -3,6 +3,7 @@
 //!
 //! Needs root, a memory cgroup (version 1 or 2), and Debian's tini, catatonit and dumb-init; those that are not
 //! installed are left out. `cargo bench --bench init`; a word as argument runs only the parts whose names have it.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the bench")]
 #![allow(clippy::print_stdout)] // It is what a benchmark is for.
 
 use std::fs;

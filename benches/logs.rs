@@ -11,7 +11,7 @@
 //! much. conmon (if installed) gets the same through a runtime that starts that
 //! `cat`. podinit is the relay with the CRI driver in this process; its CPU time
 //! is this process's. All outputs are checked to have the right size.
-
+#![allow(clippy::zombie_processes, reason = "collected by `wait`, for the resources they used")]
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -107,7 +107,7 @@ fn compare(directory: &Path, input: Input, options: &Options) {
     let [copy, conmon, podinit] = runs.map(median);
     let rate = |measured: Measured| source.bytes as f64 / 1e6 / measured.wall.as_secs_f64();
     let cell = |measured: Option<Measured>| {
-        measured.map_or("-".to_owned(), |m| format!("{:.0} ({:.2})", rate(m), m.cpu.as_secs_f64()))
+        measured.map_or_else(|| "-".to_owned(), |m| format!("{:.0} ({:.2})", rate(m), m.cpu.as_secs_f64()))
     };
     let ratio = |a: Option<f64>, b: Option<f64>| match (a, b) {
         (Some(a), Some(b)) => format!("{:.2}", a / b),

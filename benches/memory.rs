@@ -55,6 +55,7 @@ impl Report {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "the clock is what is waited for")]
 /// What was freed is given back within this time.
 fn settle() {
     std::thread::sleep(Duration::from_millis(1500));

@@ -11,7 +11,8 @@ pub mod keeper;
 pub mod monitor;
 pub mod ns;
 
-pub mod rpc;
 pub mod stream;
+
+pub mod rpc;
 
 pub mod cli;

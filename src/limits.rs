@@ -225,3 +225,67 @@ pub const PRINT_BUFFER_BYTES: usize = 64 << 10;
 
 /// Bytes of a config.json that is read here. Engines write tens of KiB.
 pub const CONFIG_BYTES_MAX: u64 = 4 << 20;
+
+/// Streaming URLs that nobody has used yet; beyond it the oldest is forgotten.
+pub const STREAM_TOKENS_MAX: usize = 64;
+
+/// How long a streaming URL can be used. The kubelet does it at once.
+pub const STREAM_TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Streaming sessions at a time: each is a command, or a person who watches.
+pub const STREAM_SESSIONS_MAX: usize = 64;
+
+/// Connections to the streaming port that have shown no token yet; any process of
+/// the node can make them, so beyond it the oldest is closed.
+pub const STREAM_STRANGERS_MAX: usize = 32;
+
+/// How long a stranger may take to show its token.
+pub const STREAM_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of the head of an HTTP request, and fields in it. Go's clients send a
+/// few hundred bytes; proxies add to that.
+pub const STREAM_HEAD_BYTES_MAX: usize = 16 << 10;
+/// See [`STREAM_HEAD_BYTES_MAX`].
+pub const STREAM_HEAD_FIELDS_MAX: usize = 64;
+
+/// Bytes that a streaming session reads at a time, in each direction.
+pub const STREAM_CHUNK_BYTES: usize = 32 << 10;
+const _: () = assert!(STREAM_CHUNK_BYTES >= STREAM_HEAD_BYTES_MAX);
+
+/// Input that waits for a command, or for a server in a pod, before its client is
+/// not read any more.
+pub const STREAM_INPUT_BYTES_MAX: usize = 64 << 10;
+
+/// Answers (pongs, stream replies) that wait for a client. One that asks for more
+/// without reading any is disconnected.
+pub const STREAM_CONTROL_BYTES_MAX: usize = 64 << 10;
+
+/// How long a SPDY client may take to open the streams that it asked for: what
+/// the kubelet's own server gives.
+pub const STREAM_OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a session may be silent in both directions: the kubelet's default.
+pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(4 * 3600);
+
+/// How long a client may take to read its last words and close the connection.
+pub const STREAM_LINGER_MAX: Duration = Duration::from_secs(10);
+
+/// How often a client whose input waits is told that we are alive. client-go
+/// gives up after 61 s without an answer to its pings, which wait behind the input.
+pub const STREAM_HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Bytes of a SPDY control frame, and of the headers in it, decompressed. A
+/// stream's headers are about a hundred bytes.
+pub const SPDY_CONTROL_BYTES_MAX: usize = 8 << 10;
+/// See [`SPDY_CONTROL_BYTES_MAX`].
+pub const SPDY_HEADER_BYTES_MAX: usize = 8 << 10;
+const _: () = assert!(STREAM_CHUNK_BYTES >= SPDY_CONTROL_BYTES_MAX + 8);
+
+/// Connections forwarded at a time for one client of a port-forward.
+pub const FORWARDS_MAX: usize = 64;
+
+/// How long a server in a pod may take to accept a forwarded connection.
+pub const FORWARD_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Addresses of a pod that are tried for a forwarded connection.
+pub const FORWARD_ADDRESSES_MAX: usize = 16;

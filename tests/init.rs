@@ -2,6 +2,7 @@
 //! Needs root, and util-linux (unshare, nsenter, setpriv, setsid, kill).
 //!
 //! Where a test must see something happen, it waits for it, at most [`PATIENCE`].
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 #![allow(unsafe_code)] // `attacker` makes system calls that no safe wrapper offers, on purpose.
 
 use std::fs;

@@ -134,6 +134,7 @@ pub fn conmon_pidfile(bundle: &Path) -> PathBuf {
     bundle.join("conmon-pidfile")
 }
 
+#[allow(clippy::disallowed_methods, reason = "there is no event for a line in another program's file")]
 /// Waits until `done`, or fails at a generous deadline.
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(120);

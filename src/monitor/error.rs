@@ -130,6 +130,9 @@ pub enum Error {
         /// What it said, shortened to its end.
         stderr: String,
     },
+    /// The OCI runtime did not start a command in a container.
+    #[error("the command was not started: {0}")]
+    NotStarted(String),
     /// The OCI runtime took too long and was killed.
     #[error("the OCI runtime did not {action} container {id:?} within {} s and was killed: {stderr}", limit.as_secs())]
     RuntimeTimeout {
@@ -217,7 +220,8 @@ impl Error {
             Self::Runtime { .. }
             | Self::RuntimeSpawn { .. }
             | Self::NoProcess { .. }
-            | Self::NoTerminalSent => Code::RuntimeFailed,
+            | Self::NoTerminalSent
+            | Self::NotStarted(_) => Code::RuntimeFailed,
             Self::Namespaces(error) => match error.class() {
                 ns::Class::Invalid => Code::InvalidArgument,
                 ns::Class::Exists => Code::AlreadyExists,

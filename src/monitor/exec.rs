@@ -116,11 +116,7 @@ impl Monitor {
     ) -> Result<(Result<Child, ExecEnd>, Option<StreamId>), Error> {
         let expecting = self.reaper.expect();
         let pid_file = self.execs_dir().join(self.unique("exec"));
-        let mut options = container.saved.options.clone();
-        options.cgroup_manager = request.cgroup_manager.unwrap_or(options.cgroup_manager);
-        options.env.extend(request.env.iter().cloned());
-        let mut command = self.runtime.command(&options);
-        command.args(["exec", "--detach", "--pid-file"]).arg(&pid_file);
+        let mut command = self.exec_command(container, request, &pid_file);
         let process_file = self.process_file(container, request)?;
         if let Some(file) = &process_file {
             command.arg("--process").arg(file.path());
@@ -159,6 +155,21 @@ impl Monitor {
         publish(file.path(), process.to_string().as_bytes())
             .map_err(|error| Error::io(format!("write {}", file.path().display()), error))?;
         Ok(Some(file))
+    }
+
+    /// The runtime's `exec`, up to what depends on the streams.
+    pub(super) fn exec_command(
+        &self,
+        container: &Container,
+        request: &ExecRequest,
+        pid_file: &Path,
+    ) -> Command {
+        let mut options = container.saved.options.clone();
+        options.cgroup_manager = request.cgroup_manager.unwrap_or(options.cgroup_manager);
+        options.env.extend(request.env.iter().cloned());
+        let mut command = self.runtime.command(&options);
+        command.args(["exec", "--detach", "--pid-file"]).arg(pid_file);
+        command
     }
 
     async fn exec_with_pipes(

@@ -38,6 +38,7 @@ pub mod report;
 pub mod runtime;
 pub mod sandbox;
 pub mod saved;
+pub mod session;
 pub mod stop;
 mod tree;
 mod vanish;
@@ -332,6 +333,13 @@ impl Monitor {
 
     fn sockets_dir(&self) -> PathBuf {
         self.config.run_dir.join("sockets")
+    }
+
+    /// Where streaming clients reach a container's attach socket: one for all of
+    /// them, beside the one that the engine names.
+    #[must_use]
+    pub fn streaming_socket(&self, id: &ContainerId) -> PathBuf {
+        self.sockets_dir().join(format!("{id}.stream"))
     }
 
     fn execs_dir(&self) -> PathBuf {

@@ -18,6 +18,7 @@ use crate::rpc::convert::{
 use crate::rpc::sandbox;
 use crate::rpc::schema::conmon_capnp::conmon::{self as wire, Server};
 use crate::rpc::server::{PodServer, detached};
+use crate::stream::remote::{Channel, Channels};
 use crate::version::BUILD;
 
 /// Exit codes of execSync that deployed clients know.
@@ -157,26 +158,40 @@ impl Server for PodServer {
 
     async fn serve_exec_container(
         self: Rc<Self>,
-        _: wire::ServeExecContainerParams,
-        _: wire::ServeExecContainerResults,
+        params: wire::ServeExecContainerParams,
+        mut results: wire::ServeExecContainerResults,
     ) -> Result<(), capnp::Error> {
-        Err(refuse(&Error::NotSupported("serveExecContainer")))
+        let request = params.get()?.get_request()?;
+        let streams = [request.get_stdin(), request.get_stdout(), request.get_stderr()];
+        let exec = serve_exec_request(request).map_err(|error| refuse(&error))?;
+        let url = self.streaming.serve_exec(exec, channels(streams)).map_err(|error| refuse(&error))?;
+        results.get().init_response().set_url(&url);
+        Ok(())
     }
 
     async fn serve_attach_container(
         self: Rc<Self>,
-        _: wire::ServeAttachContainerParams,
-        _: wire::ServeAttachContainerResults,
+        params: wire::ServeAttachContainerParams,
+        mut results: wire::ServeAttachContainerResults,
     ) -> Result<(), capnp::Error> {
-        Err(refuse(&Error::NotSupported("serveAttachContainer")))
+        let request = params.get()?.get_request()?;
+        let streams = [request.get_stdin(), request.get_stdout(), request.get_stderr()];
+        let id = container_id(request.get_id()?).map_err(|error| refuse(&error))?;
+        let url = self.streaming.serve_attach(&id, channels(streams)).map_err(|error| refuse(&error))?;
+        results.get().init_response().set_url(&url);
+        Ok(())
     }
 
     async fn serve_port_forward_container(
         self: Rc<Self>,
-        _: wire::ServePortForwardContainerParams,
-        _: wire::ServePortForwardContainerResults,
+        params: wire::ServePortForwardContainerParams,
+        mut results: wire::ServePortForwardContainerResults,
     ) -> Result<(), capnp::Error> {
-        Err(refuse(&Error::NotSupported("servePortForwardContainer")))
+        let request = params.get()?.get_request()?;
+        let namespace = path(request.get_net_ns_path()?, "netNsPath").map_err(|error| refuse(&error))?;
+        let url = self.streaming.serve_port_forward(namespace).map_err(|error| refuse(&error))?;
+        results.get().init_response().set_url(&url);
+        Ok(())
     }
 }
 
@@ -247,6 +262,25 @@ fn log_configs(
         Ok(LogConfig { kind, path, size_max: driver.get_max_size() })
     };
     list.iter().map(config).collect()
+}
+
+fn serve_exec_request(request: wire::serve_exec_container_request::Reader<'_>) -> Result<ExecRequest, Error> {
+    let bad = |error: capnp::Error| malformed("the request", &error);
+    Ok(ExecRequest {
+        id: container_id(request.get_id().map_err(bad)?)?,
+        command: texts(request.get_command().map_err(bad)?, "command")?,
+        timeout: None,
+        terminal: request.get_tty(),
+        env: Vec::new(),
+        cgroup_manager: Some(cgroup_manager(request.get_cgroup_manager())?),
+    })
+}
+
+/// The channels of stdin, stdout and stderr that a request asks for.
+fn channels(wanted: [bool; 3]) -> Channels {
+    let all = [Channel::Stdin, Channel::Stdout, Channel::Stderr];
+    let asked = all.into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
+    asked.fold(Channels::LEAST, |channels, (channel, _)| channels.and(channel))
 }
 
 fn exec_request(request: wire::exec_sync_container_request::Reader<'_>) -> Result<ExecRequest, Error> {

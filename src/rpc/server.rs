@@ -25,6 +25,7 @@ use crate::monitor::Monitor;
 use crate::monitor::error::Error;
 use crate::rpc::convert::refuse;
 use crate::rpc::schema::podinit_capnp::pod;
+use crate::stream::Streaming;
 use crate::sys;
 
 /// Words (8 bytes) of one request: a create request with every list in it is a
@@ -38,6 +39,7 @@ const REQUEST_NESTING_MAX: i32 = 16;
 #[derive(Debug)]
 pub(super) struct PodServer {
     pub(super) monitor: Rc<Monitor>,
+    pub(super) streaming: Rc<Streaming>,
 }
 
 /// Runs `work` as a task of its own: it goes on when the client who asked for it
@@ -84,6 +86,7 @@ impl Silent {
 /// The server of one pod's RPC socket.
 pub struct Server {
     monitor: Rc<Monitor>,
+    streaming: Rc<Streaming>,
     silent: Silent,
     permits: Semaphore,
     speaking: RefCell<HashMap<u64, Disconnector<Side>>>,
@@ -100,6 +103,7 @@ impl Server {
     #[must_use]
     pub fn new(monitor: Rc<Monitor>) -> Rc<Self> {
         Rc::new(Self {
+            streaming: Streaming::new(Rc::clone(&monitor)),
             monitor,
             silent: Silent::default(),
             permits: Semaphore::new(CONNECTIONS_MAX),
@@ -159,7 +163,8 @@ impl Server {
         };
         let (reader, writer) = (BufReader::new(reader).compat(), BufWriter::new(writer).compat_write());
         let network = twoparty::VatNetwork::new(reader, writer, Side::Server, options);
-        let bootstrap: pod::Client = capnp_rpc::new_client(PodServer { monitor: Rc::clone(&self.monitor) });
+        let (monitor, streaming) = (Rc::clone(&self.monitor), Rc::clone(&self.streaming));
+        let bootstrap: pod::Client = capnp_rpc::new_client(PodServer { monitor, streaming });
         let system = RpcSystem::new(Box::new(network), Some(bootstrap.client));
         self.speaking.borrow_mut().insert(number, system.get_disconnector());
         if let Err(error) = system.await {

@@ -115,6 +115,7 @@ mod tests {
 
     /// Its own process: the others' children are not in sight of `peek_ended`.
     #[test]
+    #[allow(clippy::zombie_processes, reason = "collecting them is what is tested")]
     fn statuses_are_told_exactly_real_time_signals_too() {
         for (script, expected) in [
             ("exit 0", Ended::Code(0)),
