@@ -3,8 +3,10 @@
 //!
 //!     PODINIT_BINARY=target/podinit cargo bench --bench latency
 //!
-//! Times are around the whole request, in milliseconds: median [p10 .. p90].
-//! `BENCH_CREATES` (40), `BENCH_EXECS` (200) and `BENCH_ROUNDS` (10, of the
+//! Times are around the whole request, in milliseconds: median [p10 .. p90]. What
+//! is added is the median of the differences within each round, which were
+//! measured at the same time: the machine may have other work.
+//! `BENCH_CREATES` (100), `BENCH_EXECS` (200) and `BENCH_ROUNDS` (20, of the
 //! parallel execs) make it shorter or longer. Ends with status 1 if a budget is
 //! exceeded.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a program for people")]
@@ -19,7 +21,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use common::{Pod, which};
-use measure::{Conmon, Samples, crun, milliseconds, setting};
+use measure::{Conmon, Samples, crun, milliseconds, pause, setting};
 use podinit::rpc::client::{CgroupManager, Deletion, ExecSync, Stdio as Streams};
 
 /// Budgets over the bare runtime, in milliseconds of the median.
@@ -44,11 +46,11 @@ fn main() -> ExitCode {
             over.push(what.to_owned());
         }
     };
-    let (bare, ours) = creates(&pod, setting("BENCH_CREATES", 40));
-    budget("create over bare", ours.median() - bare.median(), CREATE_MS);
+    let (bare, ours) = creates(&pod, setting("BENCH_CREATES", 100));
+    budget("create over bare", ours.median_over(&bare), CREATE_MS);
     let (bare, ours) = execs(&pod, setting("BENCH_EXECS", 200));
-    budget("exec over bare", ours.median() - bare.median(), EXEC_MS);
-    let (bare, ours) = parallel(&pod, setting("BENCH_ROUNDS", 10));
+    budget("exec over bare", ours.median_over(&bare), EXEC_MS);
+    let (bare, ours) = parallel(&pod, setting("BENCH_ROUNDS", 20));
     budget("parallel execs, ratio to bare", ours.median() / bare.median(), PARALLEL);
     for entry in fs::read_dir(pod.place.path("tmp")).expect("a directory").flatten() {
         fs::remove_dir_all(entry.path())
@@ -67,41 +69,74 @@ fn bare(pod: &Pod, arguments: &[&str]) {
     assert!(child.wait().expect("a child").success(), "crun {arguments:?}");
 }
 
-fn creates(pod: &Pod, count: usize) -> (Samples, Samples) {
-    let (mut alone, mut ours, mut debian) = (Samples::default(), Samples::default(), Samples::default());
-    for n in 0..count {
-        let name = format!("bare{n}");
-        let (id, request) = (pod.id(&name), pod.container(&name, &["sleep", "1000"]));
-        let (bundle, pidfile) = (request.bundle.display().to_string(), request.bundle.join("pidfile"));
-        let pidfile = pidfile.display().to_string();
-        alone.add(milliseconds(|| {
-            bare(pod, &["create", "--bundle", &bundle, "--pid-file", &pidfile, &id]);
-        }));
-        crun(pod, &["delete", "--force", &id]);
+/// Who is measured; they take turns in an order that changes every round, so
+/// that what one leaves behind (cgroups on their way out) costs each the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Bare,
+    Podinit,
+    Conmon,
+}
 
-        let name = format!("ours{n}");
-        let (id, request) = (pod.id(&name), pod.container(&name, &["sleep", "1000"]));
-        ours.add(milliseconds(|| {
-            pod.create(&request).expect("create");
-        }));
-        pod.call(async |client| client.delete_container(&id, Deletion::Force).await).expect("delete");
+const WAYS: [Way; 3] = [Way::Bare, Way::Podinit, Way::Conmon];
 
-        let name = format!("conmon{n}");
-        pod.container(&name, &["sleep", "1000"]);
-        let mut started = None;
-        debian.add(milliseconds(|| {
-            let conmon = Conmon::start(pod, &name, &["--sync"]);
-            assert!(conmon.report().contains("pid"), "conmon made no container");
-            started = Some(conmon);
-        }));
-        crun(pod, &["delete", "--force", &pod.id(&name)]);
-        let mut conmon = started.expect("just started");
-        conmon.process.wait().expect("conmon ends with its container");
+/// Runs `work` in every way, `count` times.
+fn take_turns(count: usize, mut work: impl FnMut(Way, usize) -> f64) -> [Samples; 3] {
+    let mut samples = [Samples::default(), Samples::default(), Samples::default()];
+    for round in 0..count {
+        for turn in 0..WAYS.len() {
+            let index = (round + turn) % WAYS.len();
+            samples[index].add(work(WAYS[index], round));
+        }
     }
+    samples
+}
+
+/// The kernel removes cgroups and mount namespaces behind our back for about so long.
+const PAUSE: Duration = Duration::from_millis(20);
+
+fn creates(pod: &Pod, count: usize) -> (Samples, Samples) {
+    let [alone, ours, debian] = take_turns(count, |way, round| {
+        pause(PAUSE);
+        create(pod, way, round)
+    });
     row("create, bare crun", &alone);
     row("create, podinit", &ours);
     row("create, Debian's conmon", &debian);
     (alone, ours)
+}
+
+fn create(pod: &Pod, way: Way, round: usize) -> f64 {
+    let name = format!("{way:?}{round}").to_lowercase();
+    let (id, request) = (pod.id(&name), pod.container(&name, &["sleep", "1000"]));
+    match way {
+        Way::Bare => {
+            let (bundle, pidfile) = (request.bundle.display().to_string(), request.bundle.join("pidfile"));
+            let pidfile = pidfile.display().to_string();
+            let arguments = ["create", "--bundle", &bundle, "--pid-file", &pidfile, &id];
+            let took = milliseconds(|| bare(pod, &arguments));
+            crun(pod, &["delete", "--force", &id]);
+            took
+        }
+        Way::Podinit => {
+            let took = milliseconds(|| {
+                pod.create(&request).expect("create");
+            });
+            pod.call(async |client| client.delete_container(&id, Deletion::Force).await).expect("delete");
+            took
+        }
+        Way::Conmon => {
+            let mut started = None;
+            let took = milliseconds(|| {
+                let conmon = Conmon::start(pod, &name, &["--sync"]);
+                assert!(conmon.report().contains("pid"), "conmon made no container");
+                started = Some(conmon);
+            });
+            crun(pod, &["delete", "--force", &id]);
+            started.expect("just started").process.wait().expect("conmon ends with its container");
+            took
+        }
+    }
 }
 
 fn exec_request(pod: &Pod) -> ExecSync {
@@ -119,28 +154,32 @@ fn execs(pod: &Pod, count: usize) -> (Samples, Samples) {
     pod.run("c", "exec sleep 100000");
     let id = pod.id("c");
     let request = exec_request(pod);
-    let (mut alone, mut ours, mut debian, mut wire) =
-        (Samples::default(), Samples::default(), Samples::default(), Samples::default());
     let process = serde_json::json!({
         "user": { "uid": 0, "gid": 0 }, "args": ["true"], "env": ["PATH=/bin"], "cwd": "/", "terminal": false,
     });
     let spec = pod.bundle("c").join("exec.json");
     fs::write(&spec, process.to_string()).expect("a file");
     let spec = spec.display().to_string();
-    for _ in 0..count {
-        alone.add(milliseconds(|| bare(pod, &["exec", &id, "true"])));
-        ours.add(milliseconds(|| {
-            pod.call(async |client| client.exec_sync(&request).await).expect("exec");
-        }));
-        debian.add(milliseconds(|| {
-            let mut conmon = Conmon::start(pod, "c", &["--exec", "--sync", "--exec-process-spec", &spec]);
-            let mut said = conmon.report();
-            if !said.contains("exit_code") {
-                said = conmon.report();
+    let [alone, ours, debian] = take_turns(count, |way, _| {
+        milliseconds(|| match way {
+            Way::Bare => bare(pod, &["exec", &id, "true"]),
+            Way::Podinit => {
+                pod.call(async |client| client.exec_sync(&request).await).expect("exec");
             }
-            assert!(said.contains("exit_code"), "conmon said {said:?}");
-            conmon.process.wait().expect("conmon ends with its exec");
-        }));
+            Way::Conmon => {
+                let more = ["--exec", "--sync", "--exec-process-spec", &spec];
+                let mut conmon = Conmon::start(pod, "c", &more);
+                let mut said = conmon.report();
+                if !said.contains("exit_code") {
+                    said = conmon.report();
+                }
+                assert!(said.contains("exit_code"), "conmon said {said:?}");
+                conmon.process.wait().expect("conmon ends with its exec");
+            }
+        })
+    });
+    let mut wire = Samples::default();
+    for _ in 0..count {
         wire.add(milliseconds(|| {
             pod.call(async |client| client.version().await).expect("version");
         }));
@@ -155,30 +194,38 @@ fn execs(pod: &Pod, count: usize) -> (Samples, Samples) {
 fn parallel(pod: &Pod, rounds: usize) -> (Samples, Samples) {
     let id = pod.id("c");
     let request = exec_request(pod);
-    let (mut alone, mut ours) = (Samples::default(), Samples::default());
-    for _ in 0..rounds {
-        alone.add(milliseconds(|| {
-            let mut children = Vec::new();
+    let bare_ones = || {
+        let mut children = Vec::new();
+        for _ in 0..AT_ONCE {
+            let mut command = Command::new(which("crun"));
+            command.arg("--root").arg(pod.place.path("root")).args(["exec", &id, "true"]);
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            children.push(command.spawn().expect("crun is installed"));
+        }
+        for mut child in children {
+            assert!(child.wait().expect("a child").success());
+        }
+    };
+    let our_ones = || {
+        pod.call_within(Duration::from_secs(60), async |client| {
+            let mut tasks = tokio::task::JoinSet::new();
             for _ in 0..AT_ONCE {
-                let mut command = Command::new(which("crun"));
-                command.arg("--root").arg(pod.place.path("root")).args(["exec", &id, "true"]);
-                command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-                children.push(command.spawn().expect("crun is installed"));
+                let (client, request) = (client.clone(), request.clone());
+                tasks.spawn_local(async move { client.exec_sync(&request).await.expect("exec") });
             }
-            for mut child in children {
-                assert!(child.wait().expect("a child").success());
-            }
-        }));
-        ours.add(milliseconds(|| {
-            pod.call_within(Duration::from_secs(60), async |client| {
-                let mut tasks = tokio::task::JoinSet::new();
-                for _ in 0..AT_ONCE {
-                    let (client, request) = (client.clone(), request.clone());
-                    tasks.spawn_local(async move { client.exec_sync(&request).await.expect("exec") });
-                }
-                tasks.join_all().await;
-            });
-        }));
+            tasks.join_all().await;
+        });
+    };
+    let (mut alone, mut ours) = (Samples::default(), Samples::default());
+    for round in 0..rounds {
+        // Who comes first changes.
+        if round % 2 == 0 {
+            alone.add(milliseconds(bare_ones));
+            ours.add(milliseconds(our_ones));
+        } else {
+            ours.add(milliseconds(our_ones));
+            alone.add(milliseconds(bare_ones));
+        }
     }
     row("30 execs at once, bare crun", &alone);
     row("30 execs at once, podinit", &ours);

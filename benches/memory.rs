@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use common::{Pod, binary};
-use measure::{Conmon, Cost, conmon_pidfile, crun, processes, setting, until};
+use measure::{Conmon, Cost, conmon_pidfile, crun, pause, processes, setting, until};
 use podinit::rpc::client::{Client, ExecRequest};
 
 /// Budgets in KiB and descriptors: what a pod may cost.
@@ -30,8 +30,11 @@ const FLAT_KIB: i64 = 64;
 const FDS: f64 = 6.0;
 const THREADS: usize = 3;
 
-/// Bytes that a chatty container has logged.
+/// What a chatty container has logged.
 const CHATTY_MIB: u64 = 8;
+
+/// Execs at a time, of the many.
+const AT_ONCE: usize = 4;
 
 /// The table, and whether every budget was kept.
 struct Report {
@@ -58,7 +61,7 @@ impl Report {
 #[allow(clippy::disallowed_methods, reason = "the clock is what is waited for")]
 /// What was freed is given back within this time.
 fn settle() {
-    std::thread::sleep(Duration::from_millis(1500));
+    pause(Duration::from_millis(1500));
 }
 
 fn cost(pod: &Pod) -> Cost {
@@ -142,10 +145,17 @@ fn execs(report: &mut Report, count: usize) {
     let run = |times: usize| {
         let command = ["true"].map(str::to_owned).to_vec();
         let request = ExecRequest { id: pod.id("c"), command, ..ExecRequest::default() };
-        pod.call_within(Duration::from_secs(3600), async |client| {
-            for _ in 0..times {
-                client.exec(&request).await.expect("an exec");
+        pod.call_within(Duration::from_secs(7200), async |client| {
+            let mut tasks = tokio::task::JoinSet::new();
+            for _ in 0..AT_ONCE {
+                let (client, request) = (client.clone(), request.clone());
+                tasks.spawn_local(async move {
+                    for _ in 0..times / AT_ONCE {
+                        client.exec(&request).await.expect("an exec");
+                    }
+                });
             }
+            tasks.join_all().await;
         });
     };
     run(200);

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs what is missing to build, check, test or demonstrate podinit, and
+# Installs what is missing to build, check, test, measure or demonstrate podinit, and
 # nothing else. Presence is judged by the thing itself (a command, an archive),
 # not by a package database, so any way of having it will do.
 #
-#   scripts/deps.sh build|demo|test|check...
+#   scripts/deps.sh build|demo|test|bench|check...
 #
 # Debian and Ubuntu (apt-get) and Fedora and its kin (dnf) are known. Rust is
 # taken as given.
@@ -69,10 +69,16 @@ for purpose in "$@"; do
         need 'plugins of CNI' containernetworking-plugins containernetworking-plugins has_cni
         need ip iproute2 iproute has ip
         ;;
+    bench)
+        need 'crun, an OCI runtime' crun crun has crun
+        need 'conmon, to compare with' conmon conmon has conmon
+        need 'a static busybox, for root file systems' busybox-static busybox static_busybox
+        need unshare util-linux util-linux has unshare
+        ;;
     check)
         need 'capnp, to compare the generated code' capnproto capnproto has capnp
         ;;
-    *) die "unknown purpose '$purpose': build, demo, test or check" ;;
+    *) die "unknown purpose '$purpose': build, demo, test, bench or check" ;;
     esac
 done
 

@@ -84,6 +84,12 @@ impl Samples {
         sorted[(sorted.len() - 1) * percent / 100]
     }
 
+    /// The median of what each is more than the one of `others` that was measured beside it.
+    pub fn median_over(&self, others: &Self) -> f64 {
+        let differences = self.0.iter().zip(&others.0).map(|(own, other)| own - other);
+        Self(differences.collect()).median()
+    }
+
     pub fn median(&self) -> f64 {
         self.at(50)
     }
@@ -134,13 +140,18 @@ pub fn conmon_pidfile(bundle: &Path) -> PathBuf {
     bundle.join("conmon-pidfile")
 }
 
-#[allow(clippy::disallowed_methods, reason = "there is no event for a line in another program's file")]
+/// Lets time pass: what is measured here does.
+#[allow(clippy::disallowed_methods, reason = "a bench measures what is left after a while")]
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Waits until `done`, or fails at a generous deadline.
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while !done() {
         assert!(Instant::now() < deadline, "still waiting for {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        pause(Duration::from_millis(5));
     }
 }
 

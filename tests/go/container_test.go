@@ -317,8 +317,6 @@ func TestStreamingIsRefused(t *testing.T) {
 	assertError(t, err, "not-supported")
 	_, err = p.client.ServePortForwardContainer(ctx, &client.ServePortForwardContainerConfig{NetNsPath: "/proc/1/ns/net"})
 	assertError(t, err, "not-supported")
-	_, err = p.client.RemoteFDs(ctx)
-	assertError(t, err, "not-supported")
 
 	_, err = p.client.Version(ctx, nil)
 	must(t, err)
