@@ -295,6 +295,40 @@ fn pod_has_its_namespaces_and_podinit_as_pid_1() {
 }
 
 #[test]
+fn capabilities_of_a_container_do_not_reach_pid_1() {
+    let wall = std::thread::spawn(|| podinit::sys::landlock::confine_thread().is_ok()).join().unwrap();
+    if !wall {
+        println!("partly tested: this kernel has no Landlock with signal scopes (Linux 6.12)");
+    }
+    for runtime in ["crun", "runc"] {
+        let pod = Pod::with_runtime(runtime);
+        let made = pod.call(async |client| client.create_sandbox(&sandbox(&pod)).await).unwrap();
+        let pins = [(NamespaceKind::Pid, made.pin(NamespaceKind::Pid).unwrap().path.clone())];
+        let capable = |config: &mut Value| {
+            let all = json!(["CAP_SYS_PTRACE", "CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH"]);
+            let sets = json!({ "bounding": all, "effective": all, "permitted": all });
+            config["process"]["capabilities"] = sets;
+            inside(config, &pins);
+        };
+        pod.create(&pod.container_with("c", &["sleep", "600"], capable)).unwrap();
+        pod.start_container("c");
+
+        assert!(pod.exec_stdout("c", "cat /proc/1/cmdline").contains("podinit"), "it is PID 1 of the pod");
+        // What takes the right to trace it: its memory, its environment, its program.
+        for secret in
+            ["cat /proc/1/environ", "cat /proc/1/maps", "head -c 1 /proc/1/mem", "readlink /proc/1/exe"]
+        {
+            let said = pod.exec_stdout("c", &format!("{secret} 2>/dev/null || echo refused"));
+            assert!(!wall || said == "refused\n", "{runtime}: {secret}: {said:?}");
+        }
+        pod.exec_stdout("c", "for s in KILL STOP TERM INT HUP SEGV; do kill -$s 1 2>/dev/null; done; true");
+        assert!(pidfd(made.init_pid.unwrap()).is_some(), "PID 1 was ended");
+        // The container's own processes are within reach of an exec.
+        assert_eq!(pod.exec_stdout("c", "kill -0 $(pidof sleep) && echo reached"), "reached\n");
+    }
+}
+
+#[test]
 fn orphans_are_reaped_by_pid_1() {
     let pod = Pod::start();
     let made = pod.call(async |client| client.create_sandbox(&sandbox(&pod)).await).unwrap();

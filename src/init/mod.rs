@@ -8,7 +8,6 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -53,25 +52,6 @@ pub fn become_command(name: &OsStr, arguments: &[OsString]) -> io::Error {
         Ok(image) => crate::sys::exec::replace(image, name, arguments),
         Err(error) => error,
     }
-}
-
-/// Makes `command` start behind a wall that no capability opens: neither it nor
-/// what it starts can trace PID 1 of the pod, read or write its memory, or send it
-/// a signal.
-///
-/// A process with `CAP_SYS_PTRACE` may trace any process of its user namespace, and
-/// nothing that PID 1 does to itself prevents that. Two things do. A pod with a user
-/// namespace whose PID 1 stays in the user namespace outside, as long as it has one.
-/// And a Landlock domain, which is this. The price: whatever is started by one such
-/// `command` can only trace and signal within that same domain, so a pod's runtime
-/// has to be started once, or by one parent that is in the domain, for exec sessions to
-/// reach their container's processes.
-///
-/// # Errors
-/// `EINVAL`, `ENOSYS` or `EOPNOTSUPP` where the kernel cannot (before Linux 6.12, or
-/// without Landlock). The caller decides whether to go on without.
-pub fn wall_off(command: &mut Command) -> io::Result<()> {
-    crate::sys::landlock::confine(command)
 }
 
 /// The file that [`path_in`] writes.

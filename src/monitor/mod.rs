@@ -39,6 +39,7 @@ pub mod runtime;
 pub mod sandbox;
 pub mod saved;
 pub mod session;
+mod starter;
 pub mod stop;
 mod tree;
 mod vanish;

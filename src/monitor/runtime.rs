@@ -1,6 +1,7 @@
 //! Calls of the OCI runtime: one process each, bounded in time, and what it said
 //! kept for the error text.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +22,7 @@ use crate::monitor::error::Error;
 use crate::monitor::exit::ExitCause;
 use crate::monitor::id::ContainerId;
 use crate::monitor::reaper::{Child, Reaper};
+use crate::monitor::starter::Starter;
 use crate::sys::spawn::{self, PassedFd};
 
 /// Who makes a container's cgroup.
@@ -58,6 +60,7 @@ pub struct Runtime {
     path: PathBuf,
     root: Option<PathBuf>,
     reaper: Rc<Reaper>,
+    starter: RefCell<Option<Starter>>,
 }
 
 /// A call of the runtime that is under way.
@@ -97,7 +100,7 @@ impl Runtime {
     /// The runtime at `path`, which keeps its state below `root`.
     #[must_use]
     pub fn new(path: PathBuf, root: Option<PathBuf>, reaper: Rc<Reaper>) -> Self {
-        Self { path, root, reaper }
+        Self { path, root, reaper, starter: RefCell::default() }
     }
 
     /// A command line up to the sub-command.
@@ -143,10 +146,28 @@ impl Runtime {
         }
         spawn::unprotect(&mut command);
         let heard = heard.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>().map_err(fail)?;
-        let child = command.spawn().map_err(fail)?;
+        let started = match &*self.starter.borrow() {
+            Some(starter) => starter.spawn(command),
+            None => command.spawn(),
+        };
+        let child = started.map_err(fail)?;
         // Our own child, not collected yet, so the pid is its. The reaper has it from here on.
         let child = self.reaper.adopt(child.id()).map_err(fail)?;
         Ok(Call { action: purpose.action, id: purpose.id.clone(), child, heard })
+    }
+
+    /// Has every runtime started from behind a wall from now on, see [`Starter`]. A
+    /// kernel without one is no error: then nothing changes.
+    pub(super) fn wall_off(&self) {
+        if self.starter.borrow().is_some() {
+            return;
+        }
+        match Starter::new() {
+            Ok(starter) => drop(self.starter.replace(Some(starter))),
+            Err(error) => {
+                ::log::warn!("a container with CAP_SYS_PTRACE could trace the pod's PID 1: {error}");
+            }
+        }
     }
 
     /// A whole call of a sub-command that is only waited for.

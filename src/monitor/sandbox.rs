@@ -104,6 +104,9 @@ impl Monitor {
     /// Follows a pod's init to its end, asked for or not, and tells it.
     fn follow_init(self: &Rc<Self>, pod: PodId, init: Child) {
         self.inits.borrow_mut().insert(pod.clone(), init.clone());
+        if self.containers.borrow().is_empty() {
+            self.runtime.wall_off();
+        }
         let monitor = Rc::clone(self);
         tokio::task::spawn_local(async move {
             let exit = init.exited().await;

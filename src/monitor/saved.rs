@@ -183,7 +183,6 @@ impl Monitor {
         if kept.restarts > 0 {
             self.events.add(None, Happening::MonitorRestarted(kept.restarts));
         }
-        self.resume_sandboxes(&mut kept);
         for saved in self.read_saved() {
             let id = saved.id.clone();
             match self.resume(saved, &mut kept) {
@@ -191,6 +190,8 @@ impl Monitor {
                 Err(error) => ::log::error!("container {id} cannot be followed again: {error}"),
             }
         }
+        // After the containers: what is found there matters for them.
+        self.resume_sandboxes(&mut kept);
         // Streams and statuses of execs and of containers that were being created: nobody asks any more.
         for name in kept.fds.keys() {
             if let Err(error) = self.keeper.send(&ToKeeper::Forget { name }) {

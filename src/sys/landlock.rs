@@ -3,8 +3,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 /// `struct landlock_ruleset_attr` since version 6.
 #[repr(C)]
@@ -18,15 +16,14 @@ struct Ruleset {
 /// rule that leaves everything else alone: mounts, files, network.
 const SCOPE_SIGNAL: u64 = 1 << 1;
 
-/// Makes `command` start in a Landlock domain of its own: it and its descendants
-/// can neither trace nor signal a process outside of the domain, whatever their
-/// capabilities.
+/// Puts this thread, and whatever it starts from now on, into a new Landlock
+/// domain: none of them can trace or signal a process outside of the domain,
+/// whatever their capabilities. Other threads are not affected.
 ///
 /// # Errors
 /// `ENOSYS`, `EOPNOTSUPP` if the kernel has no Landlock or has it switched off;
-/// `EINVAL` before Linux 6.12. Later, from `Command::spawn`: `EPERM` without
-/// `CAP_SYS_ADMIN` and `no_new_privs`.
-pub fn confine(command: &mut Command) -> io::Result<()> {
+/// `EINVAL` before Linux 6.12; `EPERM` without `CAP_SYS_ADMIN` and `no_new_privs`.
+pub fn confine_thread() -> io::Result<()> {
     let attributes = Ruleset { files: 0, network: 0, scopes: SCOPE_SIGNAL };
     let size = size_of::<Ruleset>();
     // SAFETY: the structure lives across the call and has the size given.
@@ -37,12 +34,7 @@ pub fn confine(command: &mut Command) -> io::Result<()> {
     }
     // SAFETY: the call above has just made this descriptor, close-on-exec, and nobody else knows it.
     let ruleset = unsafe { OwnedFd::from_raw_fd(number) };
-    let enter = move || {
-        // SAFETY: landlock_restrict_self takes numbers only.
-        let entered = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
-        if entered < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    };
-    // SAFETY: the closure runs between fork and exec and makes one system call.
-    unsafe { command.pre_exec(enter) };
-    Ok(())
+    // SAFETY: landlock_restrict_self takes numbers only.
+    let entered = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
+    if entered < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
