@@ -14,6 +14,11 @@ use podinit::monitor::log::json;
 use podinit::monitor::log::reader::{Parser, Selection, Summary, parse};
 use podinit::monitor::log::split::{Place, Record, Splitter, Tag};
 use podinit::monitor::log::stamp::Timestamp;
+use podinit::stream::error::StreamError;
+use podinit::stream::remote::{Event as RemoteEvent, Remote};
+use podinit::stream::request::{CommandVersion, Protocol, Request};
+use podinit::stream::websocket::Step;
+use podinit::stream::{spdy as stream_spdy, websocket as stream_websocket};
 
 const STAMP: &[u8; 30] = b"2026-11-23T01:02:03.123456789Z";
 
@@ -126,4 +131,108 @@ fn base64(text: &str) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Feeds a decoder that keeps what it has not used up, as a connection does.
+/// False if it refused something.
+fn feed<E>(
+    stream: &[u8],
+    portion: usize,
+    mut next: impl FnMut(&mut [u8]) -> Result<(usize, bool), E>,
+) -> bool {
+    let mut buffer = Vec::new();
+    for chunk in stream.chunks(portion) {
+        buffer.extend_from_slice(chunk);
+        let mut start = 0;
+        loop {
+            match next(&mut buffer[start..]) {
+                Ok((0, had_event)) => {
+                    assert!(!had_event, "an event that used up nothing would come again");
+                    break;
+                }
+                Ok((consumed, _)) => start += consumed,
+                Err(_) => return false,
+            }
+        }
+        buffer.drain(..start);
+    }
+    true
+}
+
+/// Any portions of what a WebSocket client sends give the same messages.
+pub(crate) fn websocket(data: &[u8]) {
+    use stream_websocket::{Decoder, Event};
+    let (portion, stream) = portions(data);
+    let read = |portion: usize| {
+        let (mut decoder, mut said) = (Decoder::default(), Vec::new());
+        let accepted = feed(stream, portion, |input| {
+            let Step { consumed, event } = decoder.next(input)?;
+            match &event {
+                Some(Event::Data { bytes, .. }) => said.extend_from_slice(bytes),
+                Some(Event::Ping(bytes)) => said.extend_from_slice(bytes),
+                Some(Event::Pong | Event::Close) => said.push(b'|'),
+                None => {}
+            }
+            Ok::<_, podinit::stream::error::Violation>((consumed, event.is_some()))
+        });
+        (accepted, said)
+    };
+    assert_eq!(read(portion), read(stream.len().max(1)));
+}
+
+/// Any portions of what a SPDY client sends give the same streams and data.
+pub(crate) fn spdy(data: &[u8]) {
+    use stream_spdy::{Decoder, Event};
+    let (portion, stream) = portions(data);
+    let read = |portion: usize| {
+        let (mut decoder, mut said) = (Decoder::default(), Vec::new());
+        let accepted = feed(stream, portion, |input| {
+            let Step { consumed, event } = decoder.next(input)?;
+            match &event {
+                Some(Event::Data { bytes, .. }) => said.extend_from_slice(bytes),
+                Some(other) => said.extend_from_slice(format!("{other:?}").as_bytes()),
+                None => {}
+            }
+            Ok::<_, podinit::stream::error::Violation>((consumed, event.is_some()))
+        });
+        (accepted, said)
+    };
+    assert_eq!(read(portion), read(stream.len().max(1)));
+}
+
+/// Any portions of a remote command's client give the same input, sizes and replies.
+pub(crate) fn remote(data: &[u8]) {
+    let (portion, stream) = portions(data);
+    let protocols = [
+        Protocol::WebSocket(CommandVersion::V5),
+        Protocol::WebSocket(CommandVersion::V4),
+        Protocol::Spdy(CommandVersion::V4),
+    ];
+    for protocol in protocols {
+        let read = |portion: usize| {
+            let mut remote = Remote::new(protocol).unwrap();
+            let (mut said, mut replies) = (Vec::new(), Vec::new());
+            let accepted = feed(stream, portion, |input| {
+                let Step { consumed, event } = remote.receive(input, &mut replies)?;
+                if let Some(RemoteEvent::Input { bytes, .. }) = &event {
+                    said.extend_from_slice(bytes);
+                }
+                Ok::<_, StreamError>((consumed, event.is_some()))
+            });
+            (accepted, said, replies)
+        };
+        assert_eq!(read(portion), read(stream.len().max(1)), "{protocol:?}");
+    }
+}
+
+/// A request's head is read or refused; what is read can be answered.
+pub(crate) fn request(data: &[u8]) {
+    match Request::parse(data) {
+        Ok(None) => {}
+        Ok(Some((length, request))) => {
+            assert!(length <= data.len());
+            assert!(request.switch().ends_with("\r\n\r\n"));
+        }
+        Err(refusal) => assert!(refusal.answer().starts_with("HTTP/1.1 4")),
+    }
 }

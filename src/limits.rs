@@ -270,9 +270,10 @@ pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(4 * 3600);
 /// How long a client may take to read its last words and close the connection.
 pub const STREAM_LINGER_MAX: Duration = Duration::from_secs(10);
 
-/// How often a client whose input waits is told that we are alive. client-go
-/// gives up after 61 s without an answer to its pings, which wait behind the input.
-pub const STREAM_HEARTBEAT: Duration = Duration::from_secs(15);
+/// How often a client whose input waits is told that we are alive, and how soon we
+/// notice that it is not. client-go gives up after 61 s without an answer to its
+/// pings, which wait behind the input.
+pub const STREAM_HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Bytes of a SPDY control frame, and of the headers in it, decompressed. A
 /// stream's headers are about a hundred bytes.

@@ -18,6 +18,24 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(word, 0..8).prop_map(|words| words.concat())
 }
 
+/// Bytes that look like frames, or a request, often enough.
+fn frames() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop_oneof![
+        4 => prop::collection::vec(any::<u8>(), 0..40),
+        2 => Just(b"\x82\x85\0\0\0\0\0abcd".to_vec()),
+        2 => Just(b"\x82\x82\0\0\0\0\xff\0".to_vec()),
+        2 => Just(b"\x89\x81\x01\x02\x03\x04x".to_vec()),
+        2 => Just(b"\0\0\0\x01\x01\0\0\x03abc".to_vec()),
+        2 => Just(b"\x80\x03\0\x06\0\0\0\x04\0\0\0\x01".to_vec()),
+        1 => Just(b"\x80\x03\0\x01\0\0\0\x10\0\0\0\x01\0\0\0\0\0\0\x78\xbb\xe3\xc6\xa7\xc2".to_vec()),
+        1 => Just(b"GET /exec/0 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n".to_vec()),
+        1 => Just(b"X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n".to_vec()),
+    ];
+    // The first byte says in which portions the rest comes.
+    (any::<u8>(), prop::collection::vec(word, 0..8))
+        .prop_map(|(first, words)| [vec![first], words.concat()].concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -34,5 +52,25 @@ proptest! {
     #[test]
     fn json(data in input()) {
         checks::json(&data);
+    }
+
+    #[test]
+    fn websocket(data in frames()) {
+        checks::websocket(&data);
+    }
+
+    #[test]
+    fn spdy(data in frames()) {
+        checks::spdy(&data);
+    }
+
+    #[test]
+    fn remote(data in frames()) {
+        checks::remote(&data);
+    }
+
+    #[test]
+    fn request(data in frames()) {
+        checks::request(&data);
     }
 }

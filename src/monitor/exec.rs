@@ -274,7 +274,7 @@ fn into_list(value: Value) -> Option<Vec<Value>> {
 }
 
 /// The container, and the command unless a file names it.
-fn append_target(command: &mut Command, container: &Container, request: &ExecRequest) {
+pub(super) fn append_target(command: &mut Command, container: &Container, request: &ExecRequest) {
     command.arg(container.id.as_str());
     if request.env.is_empty() {
         command.args(&request.command);

@@ -12,7 +12,7 @@ use crate::monitor::container::Container;
 use crate::monitor::create::{adopt_from, remove_stale, terminal_of};
 use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
-use crate::monitor::exec::ExecRequest;
+use crate::monitor::exec::{ExecRequest, append_target};
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::Output;
 use crate::monitor::runtime::{Outcome, Purpose, pipe};
@@ -107,7 +107,7 @@ impl Monitor {
                 Some(write)
             }
         };
-        command.arg(container.id.as_str()).args(&request.command);
+        append_target(&mut command, container, request);
         let purpose = Purpose { action: "exec in", id: &container.id };
         let mut call = self.runtime.start(purpose, command, Vec::new(), Vec::new())?;
         match call.outcome(Some(RUNTIME_CALL_TIMEOUT)).await {
@@ -129,7 +129,7 @@ impl Monitor {
         let console = ConsoleSocket::new(&self.sockets_dir(), self.unique("console"))?;
         let (stderr, stderr_write) = pipe()?;
         command.arg("--tty").arg("--console-socket").arg(console.argument()).stderr(stderr_write);
-        command.arg(container.id.as_str()).args(&request.command);
+        append_target(&mut command, container, request);
         let purpose = Purpose { action: "exec in", id: &container.id };
         let call = self.runtime.start(purpose, command, Vec::new(), vec![stderr])?;
         let master = terminal_of(call, &console, Some(RUNTIME_CALL_TIMEOUT)).await;

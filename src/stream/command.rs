@@ -104,7 +104,7 @@ impl Client {
                 () = tokio::time::sleep(STREAM_HEARTBEAT) => {
                     let mut sign = Vec::new();
                     self.remote.borrow().put_heartbeat(&mut sign);
-                    self.wire.reply(&sign)?;
+                    self.wire.live(&sign);
                 }
             }
         }

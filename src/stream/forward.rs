@@ -256,10 +256,10 @@ impl Forwarder {
             tokio::select! {
                 () = forward.input.room() => {}
                 error = self.wire.gone() => return Err(error),
-                () = tokio::time::sleep(STREAM_HEARTBEAT), if self.packing == Packing::Tunnelled => {
+                () = tokio::time::sleep(STREAM_HEARTBEAT) => {
                     let mut sign = Vec::new();
-                    websocket::put_head(&mut sign, Opcode::Pong, 0);
-                    self.wire.reply(&sign)?;
+                    spdy::put_data_head(&mut sign, stream, Last::No, 0);
+                    self.wire.live(&self.packed(&sign));
                 }
             }
         }
@@ -352,11 +352,15 @@ impl Forwarder {
 
     /// Sends control frames, soon.
     fn reply(&self, frames: &[u8]) -> Result<(), StreamError> {
+        self.wire.reply(&self.packed(frames))
+    }
+
+    fn packed(&self, frames: &[u8]) -> Vec<u8> {
         let mut packed = Vec::new();
         if self.packing == Packing::Tunnelled {
             websocket::put_head(&mut packed, Opcode::Binary, frames.len());
         }
         packed.extend_from_slice(frames);
-        self.wire.reply(&packed)
+        packed
     }
 }

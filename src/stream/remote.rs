@@ -313,10 +313,16 @@ impl Remote {
         }
     }
 
-    /// Puts a sign of life that nobody has asked for, if there is such a thing.
+    /// Puts a sign of life that nobody has asked for and nobody answers: an answer
+    /// would wait behind the client's own input. If the client is dead, its kernel
+    /// answers with a reset.
     pub fn put_heartbeat(&self, out: &mut Vec<u8>) {
-        if matches!(self.transport, Transport::WebSocket { .. }) {
-            websocket::put_head(out, Opcode::Pong, 0);
+        match &self.transport {
+            Transport::WebSocket { .. } => websocket::put_head(out, Opcode::Pong, 0),
+            Transport::Spdy { streams, .. } => match streams[Channel::Error as usize] {
+                0 => {}
+                stream => spdy::put_data_head(out, stream, Last::No, 0),
+            },
         }
     }
 }

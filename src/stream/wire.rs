@@ -173,6 +173,19 @@ impl Wire {
         Ok(())
     }
 
+    /// Gives a sign of life, unless something waits to be sent anyway.
+    ///
+    /// It is also how a client's death is noticed while its input cannot be taken:
+    /// the end of a connection comes after all that was sent before, which waits for
+    /// us; but a dead client's kernel resets the connection when something arrives.
+    pub fn live(&self, sign: &[u8]) {
+        let mut replies = self.replies.borrow_mut();
+        if replies.is_empty() {
+            replies.extend_from_slice(sign);
+            self.replied.notify_one();
+        }
+    }
+
     /// Sends answers, for ever.
     pub async fn send_replies(&self) -> StreamError {
         loop {

@@ -302,26 +302,6 @@ func TestShutdownEndsContainers(t *testing.T) {
 	})
 }
 
-// What this version does not have is refused by name, and the server lives on.
-func TestStreamingIsRefused(t *testing.T) {
-	t.Parallel()
-
-	p := newPod(t, "crun")
-	id := p.id("c")
-	p.run(container{id: id, args: []string{"sleep", "600"}})
-
-	ctx := context.Background()
-	_, err := p.client.ServeExecContainer(ctx, &client.ServeExecContainerConfig{ID: id, Command: []string{"true"}})
-	assertError(t, err, "not-supported")
-	_, err = p.client.ServeAttachContainer(ctx, &client.ServeAttachContainerConfig{ID: id})
-	assertError(t, err, "not-supported")
-	_, err = p.client.ServePortForwardContainer(ctx, &client.ServePortForwardContainerConfig{NetNsPath: "/proc/1/ns/net"})
-	assertError(t, err, "not-supported")
-
-	_, err = p.client.Version(ctx, nil)
-	must(t, err)
-}
-
 func TestUnknownContainer(t *testing.T) {
 	t.Parallel()
 
