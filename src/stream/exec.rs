@@ -42,38 +42,41 @@ pub(super) async fn run(
     (request, stdin): (ExecRequest, ExecStdin),
 ) {
     let id = request.id.clone();
-    let ended = {
-        let mut listening = pin!(client.listen(inbox));
-        let ready = tokio::select! {
-            ready = client.ready() => ready,
-            error = &mut listening => Err(error),
-        };
-        match ready {
-            Err(error) => Err(error),
-            Ok(()) => {
-                // A task, so that it runs to its end whatever becomes of the client.
-                let mut starting = tokio::task::spawn_local(monitor.exec_session(request, stdin));
-                let (started, gone) = tokio::select! {
-                    started = &mut starting => (started, None),
-                    error = &mut listening => (starting.await, Some(error)),
-                };
-                match (started, gone) {
-                    (Ok(Ok(session)), Some(error)) => {
-                        kill(&session.child).await;
-                        Err(error)
-                    }
-                    (Ok(Ok(session)), None) => converse(&client, session, listening).await,
-                    (Ok(Err(error)), None) => Ok(Outcome::Failed(error.to_string())),
-                    (Err(_), None) => Ok(Outcome::Failed("the request ended in a panic".into())),
-                    (_, Some(error)) => Err(error),
-                }
-            }
-        }
-    };
+    let ended = start_and_converse(monitor, &client, inbox, (request, stdin)).await;
     if let Err(error) = &ended {
         log::info!("container {id}: a streaming exec was ended: {error}");
     }
     client.dismiss(ended).await;
+}
+
+async fn start_and_converse(
+    monitor: Rc<Monitor>,
+    client: &Client,
+    inbox: Inbox,
+    (request, stdin): (ExecRequest, ExecStdin),
+) -> Result<Outcome, StreamError> {
+    let mut listening = pin!(client.listen(inbox));
+    tokio::select! {
+        ready = client.ready() => ready?,
+        error = &mut listening => return Err(error),
+    }
+    // A task, so that it runs to its end whatever becomes of the client.
+    let mut starting = tokio::task::spawn_local(monitor.exec_session(request, stdin));
+    let (started, gone) = tokio::select! {
+        started = &mut starting => (started, None),
+        error = &mut listening => (starting.await, Some(error)),
+    };
+    let reason = match (started, gone) {
+        (Ok(Ok(session)), None) => return converse(client, session, listening).await,
+        (Ok(Ok(session)), Some(error)) => {
+            kill(&session.child).await;
+            return Err(error);
+        }
+        (_, Some(error)) => return Err(error),
+        (Ok(Err(error)), None) => error.to_string(),
+        (Err(_), None) => "the request ended in a panic".to_owned(),
+    };
+    Ok(Outcome::Failed(reason))
 }
 
 /// Connects the command and the client until one of them has ended.

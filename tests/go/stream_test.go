@@ -365,6 +365,66 @@ func TestStreamingClientIsGone(t *testing.T) {
 	})
 }
 
+// gate is a reader of output who stops after the first bytes, until it is opened.
+type gate struct{ reached, open chan struct{} }
+
+func (g *gate) Write(data []byte) (int, error) {
+	select {
+	case <-g.reached:
+	default:
+		close(g.reached)
+	}
+
+	<-g.open
+
+	return len(data), nil
+}
+
+// Who does not read output holds up that command and nobody else, and can still interrupt it.
+func TestStreamingClientThatDoesNotRead(t *testing.T) {
+	t.Parallel()
+
+	p := newPod(t, "crun")
+	id := p.sleeper("c")
+
+	for _, transport := range transports {
+		mark := fmt.Sprintf("%s-%s", p.name, transport)
+		output := &gate{reached: make(chan struct{}), open: make(chan struct{})}
+		reader, writer := io.Pipe()
+		ended := make(chan error, 1)
+
+		go func() {
+			options := remotecommand.StreamOptions{Stdin: reader, Stdout: output, Tty: true}
+			ended <- p.streamExec(withDeadline(t), transport, id, options, "yes", mark)
+		}()
+
+		<-output.reached
+
+		var other bytes.Buffer
+
+		err := p.streamExec(withDeadline(t), transport, id, remotecommand.StreamOptions{Stdout: &other}, "echo", "other")
+		if err != nil || other.String() != "other\n" {
+			t.Errorf("%s: another exec: %v, %q", transport, err, other.String())
+		}
+
+		// Ctrl-C.
+		_, err = writer.Write([]byte{3})
+		must(t, err)
+
+		for end := time.Now().Add(deadline); len(commands("yes\x00"+mark)) > 0; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: not interrupted: %q", transport, commands(mark))
+			}
+		}
+
+		close(output.open)
+
+		if code := exitCode(t, <-ended); code != 130 {
+			t.Errorf("%s: code %d", transport, code)
+		}
+	}
+}
+
 // streamAttach attaches over a transport, in the background.
 func (p *pod) streamAttach(transport, id string, options remotecommand.StreamOptions) <-chan error {
 	p.t.Helper()
