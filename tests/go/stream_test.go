@@ -425,6 +425,55 @@ func TestStreamingClientThatDoesNotRead(t *testing.T) {
 	}
 }
 
+// Sessions leave no descriptor behind, whether they end in order or not.
+func TestStreamingLeavesNothingOpen(t *testing.T) {
+	t.Parallel()
+
+	p := newPod(t, "crun")
+	id := p.sleeper("c")
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.client.PID(), p.client.PID()))
+	must(t, err)
+
+	monitor, _, _ := strings.Cut(string(children), " ")
+	open := func() []string {
+		found, err := filepath.Glob("/proc/" + monitor + "/fd/*")
+		must(t, err)
+
+		return found
+	}
+
+	var before int
+
+	for n := range 11 {
+		for _, transport := range transports {
+			options := remotecommand.StreamOptions{Stdin: strings.NewReader("x"), Stdout: io.Discard}
+			must(t, p.streamExec(withDeadline(t), transport, id, options, "cat"))
+
+			address, leave := severable(t, p.execURL(id, options, "cat"))
+			ended := make(chan error, 1)
+
+			go func() {
+				options.Stdin, _ = io.Pipe()
+				ended <- executor(t, transport, address).StreamWithContext(withDeadline(t), options)
+			}()
+
+			leave()
+			<-ended
+		}
+
+		if n == 0 {
+			// The listener is there now. What is still open of the first round makes this too many, not too few.
+			before = len(open())
+		}
+	}
+
+	for end := time.Now().Add(deadline); len(open()) > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d descriptors are open, not %d", len(open()), before)
+		}
+	}
+}
+
 // streamAttach attaches over a transport, in the background.
 func (p *pod) streamAttach(transport, id string, options remotecommand.StreamOptions) <-chan error {
 	p.t.Helper()
