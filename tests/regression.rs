@@ -421,6 +421,7 @@ fn is_readable_now(fd: &fs::File) -> bool {
 #[test]
 fn as_many_descriptors_as_a_message_holds_are_taken() {
     let pod = Pod::start();
+    pod.call(async |client| client.version().await).expect("an answer");
     let before = descriptors_of(monitor_of(&pod));
     let mut engine = Descriptors::connect(&pod);
     let (mut read, write) = pipe();
