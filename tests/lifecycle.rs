@@ -450,6 +450,30 @@ fn monitor_that_is_killed_is_replaced_under_the_same_pid() {
 }
 
 #[test]
+fn containers_outlive_the_monitor_with_their_streams_and_exit_codes() {
+    let pod = Pod::start();
+    let script = |go: &str| format!("echo one; while [ ! -e /{go} ]; do sleep 0.01; done; echo two; exit 42");
+    for name in ["later", "meanwhile"] {
+        pod.run(name, &script(name));
+    }
+    let [monitor] = children_of(pod.keeper_pid())[..] else { panic!("one child of the keeper") };
+    let gone = pidfd(monitor).unwrap();
+    kill(monitor, "KILL");
+    // One ends with no monitor, or a fresh one; the other when the next one serves.
+    pod.place.rootfs_file("meanwhile", b"");
+    assert!(wait_readable(&gone));
+    pod.reconnect();
+    pod.place.rootfs_file("later", b"");
+    for name in ["later", "meanwhile"] {
+        let exit = pod.wait(name);
+        assert_eq!(exit.shell_code(), Some(42), "{name}: {exit:?}");
+        assert!(exit.log_complete, "{name}: {exit:?}");
+        assert_eq!(pod.log(name).stdout, b"one\ntwo\n", "{name}");
+        assert_eq!(fs::read_to_string(pod.exit_path(name)).unwrap(), "42");
+    }
+}
+
+#[test]
 fn second_server_in_a_directory_is_refused() {
     let pod = Pod::start();
     let output = common::serve(&pod.place, pod.run_dir(), &which("crun"), &common::Options::default());
