@@ -88,7 +88,10 @@ pub const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 not done, and the last line says why; 2 the command line was wrong. `run` and
 `exec` exit with the command's own code and have codes of their own: see their --help.
 
-A container is named CONTAINER, or POD/CONTAINER where several pods have one of that name.";
+A container is named CONTAINER, or POD/CONTAINER where several pods have one of that name.
+
+Programs that podinit replaces, each with its own --help: `podinit conmonrs` (as serve), `podinit pinns`
+and `podinit init` (tini, catatonit). Called as conmonrs, pinns or pause, it is that program.";
 
 impl PeopleCommand {
     /// Runs the command; all there is to say has been said when it returns.
