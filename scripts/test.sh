@@ -25,15 +25,22 @@ LIBSECCOMP_LIB_PATH=$(dirname "$(realpath "$(cc -print-file-name=libseccomp.a)")
 PODINIT_BINARY=$binary
 export LIBSECCOMP_LINK_TYPE LIBSECCOMP_LIB_PATH PODINIT_BINARY
 
-# Runs a command, shows its output, keeps it in the log; notes a failure in `failed`.
+# Runs a command, shows its output, keeps it in the log; notes a failure in
+# `failed`. Through a file, not a pipe: a process that a test left behind would
+# hold the pipe open, and the run would hang instead of ending.
 failed=''
 run() {
     name=$1
     shift
-    status=$(mktemp)
-    { "$@" 2>&1 || echo "$?" >"$status"; } | tee -a "$log"
-    if [ -s "$status" ]; then failed="$failed $name"; fi
-    rm -f "$status"
+    output=$(mktemp)
+    "$@" >"$output" 2>&1 &
+    command=$!
+    tail -n +1 -f --pid="$command" "$output" &
+    shown=$!
+    wait "$command" || failed="$failed $name"
+    wait "$shown"
+    cat "$output" >>"$log"
+    rm -f "$output"
 }
 
 go_tests() {

@@ -281,7 +281,7 @@ fn stop_and_continue_reach_the_command() {
 fn parent_death_signal_reaches_the_command() {
     let (directory, program) = command_program();
     let file = directory.path().join("told");
-    let script = format!("trap 'echo > {}; exit' USR2; echo ready; sleep 1000 & wait", file.display());
+    let script = format!("trap 'echo > {}; exit' USR2; sleep 1000 & echo ready; wait", file.display());
     // The shell in between is the parent that dies.
     let child = Command::new("sh")
         .args(["-c", "\"$@\"; :", "sh"])
