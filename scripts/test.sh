@@ -20,10 +20,8 @@ cd "$here/.."
 log=$(mktemp)
 trap 'rm -f "$log" "$log.go"' EXIT
 
-LIBSECCOMP_LINK_TYPE=static
-LIBSECCOMP_LIB_PATH=$(dirname "$(realpath "$(cc -print-file-name=libseccomp.a)")")
 PODINIT_BINARY=$binary
-export LIBSECCOMP_LINK_TYPE LIBSECCOMP_LIB_PATH PODINIT_BINARY
+export PODINIT_BINARY
 
 # Runs a command, shows its output, keeps it in the log; notes a failure in
 # `failed`. Through a file, not a pipe: a process that a test left behind would
