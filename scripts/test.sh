@@ -18,26 +18,35 @@ cd "$here/.."
 }
 
 log=$(mktemp)
-trap 'rm -f "$log" "$log.go"' EXIT
+trap 'rm -f "$log" "$log.go" "$log.output"' EXIT
 
 PODINIT_BINARY=$binary
 export PODINIT_BINARY
 
 # Runs a command, shows its output, keeps it in the log; notes a failure in
-# `failed`. Through a file, not a pipe: a process that a test left behind would
-# hold the pipe open, and the run would hang instead of ending.
+# `failed`. The command stays in the foreground: in the background a shell would
+# have it ignore SIGINT, which tests send. A process that a test left behind holds
+# the output open; that is a failure, and must not become a wait without end.
 failed=''
 run() {
     name=$1
     shift
-    output=$(mktemp)
-    "$@" >"$output" 2>&1 &
-    command=$!
-    tail -n +1 -f --pid="$command" "$output" &
+    output=$log.output
+    mkfifo "$output"
+    tee -a "$log" <"$output" &
     shown=$!
-    wait "$command" || failed="$failed $name"
-    wait "$shown"
-    cat "$output" >>"$log"
+    "$@" >"$output" 2>&1 || failed="$failed $name"
+    rest=100
+    while kill -0 "$shown" 2>/dev/null && [ "$rest" -gt 0 ]; do
+        sleep 0.1
+        rest=$((rest - 1))
+    done
+    if [ "$rest" = 0 ]; then
+        kill "$shown"
+        echo "test: $name left a process behind that holds its output" | tee -a "$log"
+        failed="$failed $name"
+    fi
+    wait "$shown" || true
     rm -f "$output"
 }
 

@@ -377,7 +377,14 @@ fn command_gets_the_terminal_and_its_keys() {
     let (_directory, program) = command_program();
     let (mut master, mut guard) = on_terminal(
         &program,
-        &["-e", "0", "--", "sh", "-c", "trap 'echo heard; exit 7' INT; echo ready; read x; exit 1"],
+        &[
+            "-e",
+            "0",
+            "--",
+            "sh",
+            "-c",
+            "trap 'echo heard; exit 7' INT; echo ready; while :; do sleep 0.05; done",
+        ],
     );
     read_until(&mut master, "ready");
     master.write_all(b"\x03").unwrap();

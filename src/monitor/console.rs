@@ -15,6 +15,9 @@ use tokio::io::unix::AsyncFd;
 use crate::monitor::error::Error;
 use crate::sys::socket;
 
+/// Longest path of a Unix socket (unix(7): 108 bytes with the NUL).
+pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// A socket that waits for one terminal; its file goes when this is dropped.
 #[derive(Debug)]
 pub struct ConsoleSocket {
@@ -43,10 +46,14 @@ impl ConsoleSocket {
         Ok(Self { directory: opened, name, listener, path })
     }
 
-    /// A path for the runtime's command line: short enough for its `sun_path`
-    /// however long the directory's is, since it leads through our descriptor.
+    /// A path for the runtime's command line that fits its `sun_path`. A longer one
+    /// leads through our descriptor of the directory; that takes the right to trace
+    /// this process, which a runtime behind the wall of [`super::starter`] has not.
     #[must_use]
     pub fn argument(&self) -> PathBuf {
+        if self.path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+            return self.path.clone();
+        }
         let (pid, fd) = (std::process::id(), self.directory.as_raw_fd());
         PathBuf::from(format!("/proc/{pid}/fd/{fd}/{}", self.name))
     }

@@ -11,6 +11,7 @@ use crate::init::survey::{self, Process};
 use crate::keeper::ToKeeper;
 use crate::limits::{INIT_GRACE, KILL_TIMEOUT};
 use crate::monitor::Monitor;
+use crate::monitor::console::SOCKET_PATH_BYTES_MAX;
 use crate::monitor::error::Error;
 use crate::monitor::event::{Happening, InitEnd};
 use crate::monitor::id::PodId;
@@ -104,7 +105,12 @@ impl Monitor {
     /// Follows a pod's init to its end, asked for or not, and tells it.
     fn follow_init(self: &Rc<Self>, pod: PodId, init: Child) {
         self.inits.borrow_mut().insert(pod.clone(), init.clone());
-        if self.containers.borrow().is_empty() {
+        // From behind the wall a runtime reaches console sockets by their own paths only.
+        let console = self.sockets_dir().join(self.unique("console"));
+        // Their number grows by some digits over the years.
+        if console.as_os_str().len() + 8 > SOCKET_PATH_BYTES_MAX {
+            ::log::warn!("PID 1 of pod {pod} is not walled off: the run directory's path is too long");
+        } else if self.containers.borrow().is_empty() {
             self.runtime.wall_off();
         }
         let monitor = Rc::clone(self);
