@@ -48,6 +48,9 @@ fn kill(signal: i32, pid: u32) {
 fn command_program() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = init::path_in(directory.path()).unwrap();
+    // Another test's fork may hold the file open for writing until its exec.
+    let is_busy = |error: std::io::Error| error.raw_os_error() == Some(libc::ETXTBSY);
+    until("the file can be executed", || !Command::new(&path).arg("-V").output().is_err_and(is_busy));
     (directory, path)
 }
 

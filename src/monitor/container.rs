@@ -34,6 +34,8 @@ pub struct Container {
     pub(super) held: RefCell<Vec<OwnedFd>>,
     pub(super) ended: RefCell<Option<(ExitCause, u64)>>,
     pub(super) exit: watch::Sender<Option<Rc<ExitRecord>>>,
+    /// A `start` of ours is under way; its end is told before the exit.
+    pub(super) starting: watch::Sender<bool>,
     phase: Cell<Phase>,
     started_at_ns: Cell<u64>,
 }
@@ -56,6 +58,7 @@ impl Container {
             held: RefCell::default(),
             ended: RefCell::new(saved.ended.clone()),
             exit: watch::channel(None).0,
+            starting: watch::channel(false).0,
             phase: Cell::new(Phase::Created),
             started_at_ns: Cell::new(saved.started_at_ns),
             saved,
@@ -193,6 +196,11 @@ impl Monitor {
             return ended;
         }
         let exit = container.child.exited().await;
+        // A short command ends before the runtime that started it has returned. The sender is a field of
+        // the container: it outlives this.
+        if container.starting.subscribe().wait_for(|starting| !starting).await.is_err() {
+            ::log::error!("container {}: its start was lost", container.id);
+        }
         (exit.into(), exit.map_or_else(now_ns, |exit| exit.at_ns))
     }
 

@@ -35,6 +35,9 @@ use crate::sys::process::{self, ChildExit};
 pub struct Reaper {
     tracked: RefCell<HashMap<u32, Tracked>>,
     unknown: RefCell<HashMap<u32, ChildExit>>,
+    /// Processes that were gone when they were looked for; the keeper's word of how
+    /// they ended may be on its way.
+    awaited: RefCell<HashMap<u32, watch::Sender<Option<ChildExit>>>>,
     expecting: Cell<usize>,
     orphans: Cell<u64>,
 }
@@ -141,16 +144,28 @@ impl Reaper {
         if let Some(exit) = told {
             return Child { pid, pidfd: Weak::new(), exit: watch::channel(Some(exit)).1 };
         }
-        let Ok(child) = self.adopt(pid) else { return Child::gone(pid) };
+        let Ok(child) = self.adopt(pid) else { return self.await_word(pid) };
         // Looked at after the pidfd was opened: from then on the pid cannot change hands unseen.
         if tree::start_ticks(pid) != Some(start_ticks) {
             self.tracked.borrow_mut().remove(&pid);
-            return Child::gone(pid);
+            return self.await_word(pid);
         }
         if let Some(pidfd) = child.pidfd.upgrade() {
             tokio::task::spawn_local(Rc::clone(self).expect_word(pid, pidfd));
         }
         child
+    }
+
+    /// The keeper has collected it between its greeting and our look.
+    fn await_word(self: &Rc<Self>, pid: u32) -> Child {
+        let (sender, exit) = watch::channel(None);
+        self.awaited.borrow_mut().insert(pid, sender);
+        let reaper = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(KEEPER_WORD_TIMEOUT).await;
+            reaper.awaited.borrow_mut().remove(&pid);
+        });
+        Child { pid, pidfd: Weak::new(), exit }
     }
 
     /// A child of the keeper has ended: if the keeper cannot tell how, nobody can.
@@ -164,6 +179,10 @@ impl Reaper {
 
     /// Takes in a status that the keeper has collected. False if nobody asked.
     pub fn deliver(&self, exit: ChildExit) -> bool {
+        if let Some(awaited) = self.awaited.borrow_mut().remove(&exit.pid) {
+            awaited.send_replace(Some(exit));
+            return true;
+        }
         let Some(tracked) = self.tracked.borrow_mut().remove(&exit.pid) else { return false };
         tracked.exit.send_replace(Some(exit));
         true

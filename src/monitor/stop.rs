@@ -35,22 +35,25 @@ impl Monitor {
         self.refuse_if_closing()?;
         let container = self.find(id)?;
         if container.step(Input::Start)? == Effect::RunStart {
-            self.runtime
-                .run(
-                    Purpose { action: "start", id },
-                    &container.saved.options,
-                    &["start"],
-                    RUNTIME_CALL_TIMEOUT,
-                )
-                .await?;
+            container.starting.send_replace(true);
+            let purpose = Purpose { action: "start", id };
+            let options = &container.saved.options;
+            let run = self.runtime.run(purpose, options, &["start"], RUNTIME_CALL_TIMEOUT).await;
+            let started = run.and_then(|()| self.note_start(&container));
+            container.starting.send_replace(false);
+            started?;
         }
-        // It may have ended meanwhile; then that is its phase and stays so.
+        Ok(())
+    }
+
+    fn note_start(&self, container: &Container) -> Result<(), Error> {
+        // A stop may have come meanwhile; then that is its phase and stays so.
         if container.step(Input::Started)? == Effect::Tell {
-            ::log::info!("container {id} started");
+            ::log::info!("container {} started", container.id);
         }
         container.set_started();
-        self.save(&container);
-        self.events.add(Some(id), Happening::Started);
+        self.save(container);
+        self.events.add(Some(&container.id), Happening::Started);
         Ok(())
     }
 
