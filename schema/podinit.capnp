@@ -166,6 +166,49 @@ interface Pod extends(Conmon) {
   # container's first process: it starts the command, passes signals on and reaps.
   # It is mounted into the container; image and bundle stay as they are. The OCI
   # runtime is then given a bundle of ours, which says the same but for this.
+
+  runHook @15 (request :HookRequest) -> (result :HookResult);
+  # Runs one hook once, now, by its definition or by the name of a known one.
+
+  listHooks @16 () -> (hooks :List(HookDescription));
+  # The hooks of the pod, in the order in which they would run.
+
+  hookResults @17 (since :UInt64) -> (results :List(HookResult));
+  # How hooks ended, from sequence number `since` on; the last ones are kept.
+
+  reachStage @18 (request :StageRequest) -> (results :List(HookResult));
+  # The engine says that the pod is at a stage that only the engine knows:
+  # networkReady, podReady. Answers when the stage's hooks have run.
+
+  setLogLimits @19 (request :LogLimits) -> ();
+  # Changes how fast, and with what policy, a container's output is logged.
+
+  attach @20 (request :AttachRequest) -> ();
+  # As Conmon's method, and says how much of the past a client is given.
+
+  seccomp @21 () -> (control :SeccompControl);
+  # What the pod's seccomp broker knows and does.
+}
+
+struct HookRequest {
+}
+
+struct HookResult {
+}
+
+struct HookDescription {
+}
+
+struct StageRequest {
+}
+
+struct LogLimits {
+}
+
+struct AttachRequest {
+}
+
+interface SeccompControl {
 }
 
 struct Network {
