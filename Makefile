@@ -9,6 +9,12 @@ BINARY := target/podinit
 CARGO_TARGET := $(or $(CARGO_TARGET_DIR),target)
 SHELL := /bin/sh
 
+# Cargo needs the directory of the static libseccomp; the linker knows it. Asked
+# for in the recipe, because `deps` may only just have installed it.
+cargo = LIBSECCOMP_LINK_TYPE=static \
+	LIBSECCOMP_LIB_PATH="$$(dirname "$$(realpath "$$(cc -print-file-name=libseccomp.a)")")" \
+	cargo
+
 .PHONY: help deps build static-binary check test schema demo bench install clean
 
 help: ## this list
@@ -21,14 +27,14 @@ build: ## the static release binary: target/podinit
 	@scripts/deps.sh build
 	@$(MAKE) --no-print-directory static-binary
 
-# A static binary needs crt-static and a --target at once: without the latter
-# proc-macros cannot be built. A library that is only there as a shared object
-# would make it dynamic after all, hence the assertion.
+# The three things that a static binary needs at once: crt-static, a --target
+# (without it proc-macros cannot be built), libseccomp's archive. Without the
+# third the link succeeds and the result is dynamic, hence the assertion.
 # relocation-model=static: a position that is known at link time leaves nothing
 # to relocate at the start, which costs every process 58 kB (docs/memory.md).
 static-binary:
 	@triple="$$(rustc -vV | sed -n 's/^host: //p')" && \
-	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --release --locked --bin podinit --target "$$triple" && \
+	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' $(cargo) build --release --locked --bin podinit --target "$$triple" && \
 	mkdir -p "$(dir $(BINARY))" && \
 	cp "$(CARGO_TARGET)/$$triple/release/podinit" "$(BINARY).new" && mv "$(BINARY).new" "$(BINARY)" && \
 	scripts/assert-static.sh "$(BINARY)"
@@ -36,8 +42,8 @@ static-binary:
 check: ## format, lints, dependencies' licences and advisories, schema drift, house rules
 	@scripts/deps.sh build check
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
-	cargo test --locked --quiet --test schema --test house_rules
+	$(cargo) clippy --locked --all-targets -- -D warnings
+	$(cargo) test --locked --quiet --test schema --test house_rules
 	@scripts/deny.sh
 	@if command -v go >/dev/null; then scripts/go.sh vet ./...; \
 	elif [ "$${CI:-}" = true ]; then echo 'check: go is not in PATH' >&2; exit 1; \
@@ -50,7 +56,7 @@ test: ## install what is missing, then run every test (root)
 
 schema: ## write the generated Cap'n Proto code anew, after a change of schema/*.capnp
 	@scripts/deps.sh build check
-	PODINIT_UPDATE_SCHEMA=1 cargo test --locked --quiet --test schema
+	PODINIT_UPDATE_SCHEMA=1 $(cargo) test --locked --quiet --test schema
 
 demo: ## the main job on a terminal, in under a minute after the build (root)
 	@scripts/deps.sh build demo
@@ -61,7 +67,7 @@ bench: ## memory and latency of this build, beside the bare OCI runtime and conm
 	@scripts/deps.sh build bench
 	@$(MAKE) --no-print-directory static-binary
 	@scripts/bench.sh "$(BINARY)"
-	PODINIT_BINARY="$(abspath $(BINARY))" cargo bench --locked --bench memory --bench latency
+	PODINIT_BINARY="$(abspath $(BINARY))" $(cargo) bench --locked --bench memory --bench latency
 
 install: ## target/podinit to DESTDIR/PREFIX/bin, and the names it also answers to
 	@test -x "$(BINARY)" || { echo 'install: run `make build` first' >&2; exit 1; }

@@ -23,7 +23,7 @@ pub(crate) fn build_init_programs() {
 }
 
 /// rustc is called directly: as Cargo targets the programs would be linked with the flags of the podinit binary
-/// (`crt-static`, a fixed position, debug information), and they need quite different ones. All that they use is `core`.
+/// (`crt-static`, libseccomp, debug information), and they need quite different ones. All that they use is `core`.
 fn compile(source: &str, program: &Path) {
     let manifest = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let mut rustc = Command::new(variable("RUSTC"));

@@ -51,6 +51,7 @@ for purpose in "$@"; do
         need_rust
         need 'a C linker' gcc gcc has cc
         need 'the static C library' libc6-dev 'glibc-devel glibc-static' has_archive libc.a
+        need 'the static libseccomp' libseccomp-dev 'libseccomp-devel libseccomp-static' has_archive libseccomp.a
         need 'TLS root certificates, for crates' ca-certificates ca-certificates certificates
         ;;
     demo)

@@ -20,8 +20,10 @@ cd "$here/.."
 log=$(mktemp)
 trap 'rm -f "$log" "$log.go" "$log.output"' EXIT
 
+LIBSECCOMP_LINK_TYPE=static
+LIBSECCOMP_LIB_PATH=$(dirname "$(realpath "$(cc -print-file-name=libseccomp.a)")")
 PODINIT_BINARY=$binary
-export PODINIT_BINARY
+export LIBSECCOMP_LINK_TYPE LIBSECCOMP_LIB_PATH PODINIT_BINARY
 
 # Runs a command, shows its output, keeps it in the log; notes a failure in
 # `failed`. The command stays in the foreground: in the background a shell would
