@@ -42,6 +42,8 @@ struct ExitStatus {
   # Unix time in nanoseconds.
   logComplete @5 :Bool;
   # Both streams were read to their end and written before this was recorded.
+  oomVictim @6 :OomVictim;
+  # Whom the kernel killed for want of memory.
 }
 
 struct ContainerStatus {
@@ -397,4 +399,13 @@ struct ExecResult {
   stdoutDropped @5 :UInt64;
   stderrDropped @6 :UInt64;
   # Bytes beyond the 16 MiB that are kept of each stream.
+}
+
+enum OomVictim {
+  # Whom of a container the kernel has killed for want of memory.
+  nobody @0;
+  firstProcess @1;
+  # The container's first process, and perhaps others with it.
+  others @2;
+  # Only processes that the first one had started; it ended by itself, in whatever way.
 }
