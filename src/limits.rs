@@ -149,6 +149,18 @@ pub const CONSOLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a process may take to go after SIGKILL before we say so.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the cgroup of an exec may take to be empty after SIGKILL, or to be removed.
+pub const LEAF_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often it is looked at meanwhile: processes that were killed take about as long.
+pub const LEAF_LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// How often the OOM counters of a pod's containers are read anew because one of them changed meanwhile.
+pub const OOM_READS_MAX: usize = 8;
+
+/// Rounds of moving an exec's descendants after it: each finds what was started during the one before.
+pub const LEAF_MOVES_MAX: usize = 8;
+
 /// How long reading a stream to its end may take in all, log writes included,
 /// before an exit is recorded as "log not complete".
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -247,6 +259,9 @@ pub const STREAM_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub const STREAM_HEAD_BYTES_MAX: usize = 16 << 10;
 /// See [`STREAM_HEAD_BYTES_MAX`].
 pub const STREAM_HEAD_FIELDS_MAX: usize = 64;
+
+/// Payload bytes of one TLS record (RFC 8446, section 5.1).
+pub const TLS_RECORD_BYTES_MAX: usize = 16 << 10;
 
 /// Bytes that a streaming session reads at a time, in each direction.
 pub const STREAM_CHUNK_BYTES: usize = 32 << 10;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::{DEADLINE, Options, Place, Pod, children_of, kill, pidfd, wait_readable, which};
 use podinit::rpc::client::{
-    Attach, CgroupManager, Client, Ended, ExecOutcome, ExecRequest, ExecSync, StdinEof, Stdio,
+    Attach, CgroupManager, Client, Ended, ExecOutcome, ExecRequest, ExecSync, OomVictim, StdinEof, Stdio,
 };
 use podinit::sys::socket;
 use rustix::net::{
@@ -186,13 +186,19 @@ fn out_of_memory_is_told_of_that_container_only() {
     pod.create(&pod.container_with("hog", &["tail", "/dev/zero"], limit)).expect("create");
     pod.start_container("hog");
     let hog = pod.wait("hog");
-    assert!(hog.oom_killed, "{hog:?}");
-    assert_eq!(hog.how, Ended::Signal(9));
+    assert_eq!((hog.how, hog.oom_killed, hog.oom_victim), (Ended::Signal(9), true, OomVictim::FirstProcess));
 
     // One that runs beside it, and one that comes after it.
     pod.exec_stdout("neighbour", "touch /tmp/go");
     pod.create(&pod.container_with("next", &["sh", "-c", "exit 137"], limit)).expect("create");
     pod.start_container("next");
+    // A first process that has only lost a child goes on, and ends as it likes.
+    pod.create(&pod.container_with("parent", &["sh", "-c", "tail /dev/zero; exit 4"], limit))
+        .expect("create");
+    pod.start_container("parent");
+    let parent = pod.wait("parent");
+    assert_eq!((parent.how, parent.oom_killed, parent.oom_victim), (Ended::Code(4), true, OomVictim::Others));
+
     for innocent in ["neighbour", "next"] {
         let exit = pod.wait(innocent);
         assert_eq!(exit.shell_code(), Some(137));
@@ -220,6 +226,52 @@ fn time_out_of_an_exec_kills_its_whole_tree() {
     let left = pod.exec_stdout("c", "ps -o args");
     let left: Vec<&str> = left.lines().filter(|line| line.starts_with("sleep 60")).collect();
     assert_eq!(left, ["sleep 600"]);
+}
+
+/// A daemon has left its session and its parents, and is killed all the same: it cannot leave its cgroup.
+#[test]
+fn time_out_of_an_exec_kills_its_daemons() {
+    for runtime in ["crun", "runc"] {
+        let pod = Pod::with_runtime(runtime);
+        pod.run("c", "exec sleep 600");
+        let daemon =
+            "(setsid sh -c '(setsid sleep 601 &) ; exec sleep 602' &); touch /tmp/started; exec sleep 603";
+        let script = format!("until [ -e /tmp/go ]; do sleep 0.05; done; {daemon}");
+        let request = ExecRequest { timeout_ms: 3000, ..exec_request(&pod, &script) };
+        let result = pod.call(async |client| {
+            let exec = client.exec(&request);
+            let meanwhile = async {
+                // Counted when its cgroup has it.
+                while client.pod_stats().await.expect("stats").execs == 0 {}
+                client.exec(&exec_request(&pod, "touch /tmp/go")).await.expect("exec");
+            };
+            tokio::join!(exec, meanwhile).0.expect("an answer")
+        });
+        assert!(matches!(result.outcome, ExecOutcome::TimedOut), "{runtime}: {result:?}");
+        let left = pod.exec_stdout("c", "ls /tmp/started; ps -o args");
+        let is_of_interest = |line: &&str| line.starts_with("sleep 60") || *line == "/tmp/started";
+        let left: Vec<&str> = left.lines().filter(is_of_interest).collect();
+        assert_eq!(left, ["/tmp/started", "sleep 600"], "{runtime}");
+    }
+}
+
+/// What a command leaves behind lives on, in the container's own cgroup.
+#[test]
+fn exec_that_ends_leaves_its_daemons_alone() {
+    for runtime in ["crun", "runc"] {
+        let pod = Pod::with_runtime(runtime);
+        let pid = pod.run("c", "exec sleep 600");
+        pod.exec_stdout("c", "(setsid sleep 601 >/dev/null 2>&1 &)");
+        let own = || fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("a process");
+        let daemons = || {
+            let named = |(pid, command): (u32, String)| command.starts_with("sleep 601").then_some(pid);
+            common::processes_of(pod.name()).into_iter().filter_map(named).collect::<Vec<_>>()
+        };
+        until("the daemon in the container's cgroup", || {
+            let [daemon] = daemons()[..] else { return false };
+            fs::read_to_string(format!("/proc/{daemon}/cgroup")).is_ok_and(|membership| membership == own())
+        });
+    }
 }
 
 /// A client that goes away in the middle of an exec leaves neither an unreaped

@@ -74,8 +74,8 @@ failed; 126 if the command cannot be executed; 127 if it was not found.";
 
 const PS_HELP: &str = "\
 Fields of a container in JSON: pod, container, state (creating, created, running, stopping, exited),
-pid, exit (null until it has exited; code, signal or unknown, oom_killed, exited_at_ns, log_complete),
-created_at_ns, started_at_ns, bundle, log, terminal, monitor_restarts.";
+pid, exit (null until it has exited; code, signal or unknown, oom_killed, oom_victim, exited_at_ns,
+log_complete), created_at_ns, started_at_ns, bundle, log, terminal, monitor_restarts.";
 
 const EVENTS_HELP: &str = "\
 Fields of an event in JSON: pod, sequence, time_ns, container (null for the pod), event (created,

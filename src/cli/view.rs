@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::output::{Row, age};
 use super::paths::PodDir;
 use crate::rpc::client::{
-    ContainerStatus, Ended, Event, EventKind, ExitStatus, Phase, PinnedNamespace, Sandbox, Stdio, Version,
+    ContainerStatus, Ended, Event, EventKind, ExitStatus, OomVictim, Phase, PinnedNamespace, Sandbox, Stdio,
+    Version,
 };
 
 /// How a container ended. Exactly one of `code`, `signal` and `unknown` is not null.
@@ -22,6 +23,8 @@ pub struct ExitView {
     pub unknown: Option<String>,
     /// Its cgroup counted an OOM kill.
     pub oom_killed: bool,
+    /// Whom the kernel killed: `first-process`, or only `others`; null for nobody.
+    pub oom_victim: Option<&'static str>,
     /// Unix time in nanoseconds.
     pub exited_at_ns: u64,
     /// Every byte it wrote is in its log.
@@ -40,6 +43,11 @@ impl From<&ExitStatus> for ExitView {
             signal,
             unknown,
             oom_killed: exit.oom_killed,
+            oom_victim: match exit.oom_victim {
+                OomVictim::Nobody => None,
+                OomVictim::FirstProcess => Some("first-process"),
+                OomVictim::Others => Some("others"),
+            },
             exited_at_ns: exit.exited_at_ns,
             log_complete: exit.log_complete,
         }
@@ -54,7 +62,11 @@ pub fn exit_words(exit: &ExitStatus) -> String {
         Ended::Signal(signal) => format!("signal {signal}"),
         Ended::Unknown(_) => "unknown".into(),
     };
-    if exit.oom_killed { format!("{how} (OOM)") } else { how }
+    match exit.oom_victim {
+        OomVictim::Nobody => how,
+        OomVictim::FirstProcess => format!("{how} (OOM)"),
+        OomVictim::Others => format!("{how} (OOM of a child)"),
+    }
 }
 
 /// A container.
@@ -349,10 +361,16 @@ mod tests {
     /// Programs depend on these names. Add to the lists; never take away.
     #[test]
     fn field_names_are_a_promise() {
-        let exit = ExitStatus { how: Ended::Code(3), oom_killed: false, exited_at_ns: 5, log_complete: true };
+        let exit = ExitStatus {
+            how: Ended::Code(3),
+            oom_killed: false,
+            oom_victim: OomVictim::Nobody,
+            exited_at_ns: 5,
+            log_complete: true,
+        };
         assert_eq!(
             keys(&ExitView::from(&exit)),
-            ["code", "exited_at_ns", "log_complete", "oom_killed", "signal", "unknown"]
+            ["code", "exited_at_ns", "log_complete", "oom_killed", "oom_victim", "signal", "unknown"]
         );
         let event =
             Event { sequence: 1, time_ns: 2, container: "c".into(), kind: EventKind::Exited(exit.clone()) };
@@ -384,7 +402,12 @@ mod tests {
             bundle: "/b".into(),
             created_at_ns: 1,
             started_at_ns: None,
-            exit: Some(ExitStatus { how: Ended::Signal(9), oom_killed: true, ..exit }),
+            exit: Some(ExitStatus {
+                how: Ended::Signal(9),
+                oom_killed: true,
+                oom_victim: OomVictim::FirstProcess,
+                ..exit
+            }),
             stdio: Stdio::Pipes,
             log_path: None,
             restarts: 0,

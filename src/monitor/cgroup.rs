@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::monitor::error::Error;
 
+/// Where cgroup v2 counts them.
+const EVENTS: &str = "memory.events";
+
 /// Where a process' OOM kills are counted.
 ///
 /// The kernel counts a kill in the cgroup of the victim (v1:
@@ -43,11 +46,21 @@ impl OomCounter {
         (self.file, self.baseline)
     }
 
-    /// OOM kills since the baseline. A cgroup that is gone has counted none that
-    /// we could know of.
+    /// OOM kills since the baseline; `None` if the cgroup is gone.
     #[must_use]
-    pub fn kills(&self) -> u64 {
-        read_oom_kills(&self.file).unwrap_or(0).saturating_sub(self.baseline)
+    pub fn kills(&self) -> Option<u64> {
+        read_oom_kills(&self.file).map(|kills| kills.saturating_sub(self.baseline))
+    }
+
+    /// Where v2 counts the kills of this cgroup and of those beside it, if systemd
+    /// has made it: in its slice. The cgroup of a process may be one below its scope.
+    #[must_use]
+    pub(super) fn above(&self) -> Option<PathBuf> {
+        if self.file.file_name()? != EVENTS {
+            return None;
+        }
+        let is_slice = |directory: &&Path| directory.extension().is_some_and(|kind| kind == "slice");
+        Some(self.file.ancestors().skip(1).find(is_slice)?.join(EVENTS))
     }
 }
 
@@ -89,22 +102,44 @@ pub fn follow(leader: u32, mounts: &Mounts) -> Result<(), Error> {
 
 /// Where to write to enter the cgroup of a line of /proc/PID/cgroup.
 fn membership_file(line: &str, mounts: &str) -> Option<PathBuf> {
-    let mut fields = line.splitn(3, ':');
-    let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-    let directory = if controllers.is_empty() {
-        mounted(mounts, path, "cgroup2", None)?
-    } else {
-        mounted(mounts, path, "cgroup", controllers.split(',').next())?
-    };
-    Some(directory.join("cgroup.procs"))
+    Some(directory_of_line(line, mounts)?.join("cgroup.procs"))
 }
 
-fn read_oom_kills(file: &Path) -> Option<u64> {
+fn directory_of_line(line: &str, mounts: &str) -> Option<PathBuf> {
+    let mut fields = line.splitn(3, ':');
+    let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    if controllers.is_empty() {
+        mounted(mounts, path, "cgroup2", None)
+    } else {
+        mounted(mounts, path, "cgroup", controllers.split(',').next())
+    }
+}
+
+/// The directory of the cgroup in which `pid` is and this process is not: in v1's
+/// hierarchy of `controller`, or without one in v2's tree, if that is all there is.
+pub(super) fn own_directory(pid: u32, mounts: &Mounts, controller: Option<&str>) -> Option<PathBuf> {
+    let theirs = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let ours = fs::read_to_string("/proc/self/cgroup").ok()?;
+    directory_apart(&theirs, &ours, &mounts.0, controller)
+}
+
+fn directory_apart(theirs: &str, ours: &str, mounts: &str, controller: Option<&str>) -> Option<PathBuf> {
+    let is_wanted = |line: &&str| match (controller, line.split(':').nth(1)) {
+        (None, Some("")) => theirs.lines().count() == 1,
+        (Some(wanted), Some(controllers)) => controllers.split(',').any(|one| one == wanted),
+        _ => false,
+    };
+    let line = theirs.lines().find(is_wanted)?;
+    let is_shared = line.ends_with(":/") || ours.lines().any(|own| own == line);
+    if is_shared { None } else { directory_of_line(line, mounts) }
+}
+
+pub(super) fn read_oom_kills(file: &Path) -> Option<u64> {
     oom_kill_field(&fs::read_to_string(file).ok()?)
 }
 
 /// The value of the line `oom_kill N`.
-fn oom_kill_field(text: &str) -> Option<u64> {
+pub(super) fn oom_kill_field(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok())
 }
 
@@ -124,7 +159,7 @@ fn locate(membership: &str, mounts: &str) -> Option<PathBuf> {
         return Some(directory.join("memory.oom_control"));
     }
     let path = path_of(&|hierarchy, controllers| hierarchy == "0" && controllers.is_empty())?;
-    Some(mounted(mounts, &path, "cgroup2", None)?.join("memory.events"))
+    Some(mounted(mounts, &path, "cgroup2", None)?.join(EVENTS))
 }
 
 /// Where the cgroup `path` is visible, on a mount of type `kind` that has the
@@ -165,6 +200,17 @@ mod tests {
     }
 
     #[test]
+    fn what_systemd_has_made_is_counted_in_its_slice_too() {
+        let above = |file: &str| OomCounter::resume(file.into(), 0).above();
+        for below in ["c.scope", "c.scope/container"] {
+            let file = format!("/sys/fs/cgroup/pod.slice/{below}/memory.events");
+            assert_eq!(above(&file).unwrap(), Path::new("/sys/fs/cgroup/pod.slice/memory.events"));
+        }
+        assert_eq!(above("/sys/fs/cgroup/pod/c/memory.events"), None);
+        assert_eq!(above("/sys/fs/cgroup/memory/pod.slice/c.scope/memory.oom_control"), None);
+    }
+
+    #[test]
     fn a_bind_mounted_subtree_is_found_below_its_root() {
         let mounts = "24 1 0:20 /outer /cg rw - cgroup cgroup rw,memory\n";
         assert_eq!(locate("5:memory:/outer/c1\n", mounts).unwrap(), Path::new("/cg/c1/memory.oom_control"));
@@ -177,6 +223,25 @@ mod tests {
         assert_eq!(at("5:memory:/mon").unwrap(), Path::new("/sys/fs/cgroup/memory/mon/cgroup.procs"));
         assert_eq!(at("0::/mon").unwrap(), Path::new("/sys/fs/cgroup/unified/mon/cgroup.procs"));
         assert_eq!(at("3:cpuset:/mon"), None);
+    }
+
+    #[test]
+    fn an_own_cgroup_is_one_that_is_not_shared_with_us() {
+        let hybrid = "6:freezer:/c1\n5:memory:/pod/c1\n0::/c1\n";
+        let freezer = "24 1 0:20 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n";
+        let mounts = format!("{V1}{freezer}");
+        let at = |theirs, ours, controller| directory_apart(theirs, ours, &mounts, controller);
+        assert_eq!(
+            at(hybrid, "6:freezer:/\n", Some("freezer")).unwrap(),
+            Path::new("/sys/fs/cgroup/freezer/c1")
+        );
+        assert_eq!(at(hybrid, "6:freezer:/c1\n", Some("freezer")), None);
+        assert_eq!(at("6:freezer:/\n", "6:freezer:/c1\n", Some("freezer")), None);
+        // A hybrid's v2 tree has no controllers, and runtimes treat it in ways of their own.
+        assert_eq!(at(hybrid, "0::/\n", None), None);
+        let unified = |ours| directory_apart("0::/pod/c1\n", ours, V2, None);
+        assert_eq!(unified("0::/pod\n").unwrap(), Path::new("/sys/fs/cgroup/pod/c1"));
+        assert_eq!(unified("0::/pod/c1\n"), None);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::monitor::event::Happening;
 use crate::monitor::exit::{ExitCause, ExitRecord};
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::{self, Effect, Input, Phase};
+use crate::monitor::oom::OomTrack;
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Drained, Relay, StreamId};
 use crate::monitor::saved::Saved;
@@ -33,6 +34,7 @@ pub struct Container {
     pub(super) streams: Option<Streams>,
     pub(super) held: RefCell<Vec<OwnedFd>>,
     pub(super) ended: RefCell<Option<(ExitCause, u64)>>,
+    pub(super) oom: Option<OomTrack>,
     pub(super) exit: watch::Sender<Option<Rc<ExitRecord>>>,
     /// A `start` of ours is under way; its end is told before the exit.
     pub(super) starting: watch::Sender<bool>,
@@ -57,6 +59,7 @@ impl Container {
             streams,
             held: RefCell::default(),
             ended: RefCell::new(saved.ended.clone()),
+            oom: saved.oom.clone().map(|(file, base)| OomTrack::new(OomCounter::resume(file, base))),
             exit: watch::channel(None).0,
             starting: watch::channel(false).0,
             phase: Cell::new(Phase::Created),
@@ -160,10 +163,10 @@ impl Monitor {
     /// Follows `container` to its exit and records it: streams to their end, OOM
     /// verdict, files, event, whoever waits. In this order.
     pub(super) async fn follow(self: Rc<Self>, container: Rc<Container>) {
+        self.watch_oom(&container);
         let (cause, at_ns) = self.end_of(&container).await;
         container.note(Input::Ended);
-        let kills =
-            container.saved.oom.clone().map_or(0, |(file, base)| OomCounter::resume(file, base).kills());
+        let kills = self.oom_kills(&container);
         // From here on this process is the only one who knows: write it down before the streams are
         // drained, which may take a while.
         container.ended.replace(Some((cause.clone(), at_ns)));

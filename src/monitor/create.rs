@@ -14,6 +14,7 @@ use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
 use crate::monitor::exit::ExitFiles;
 use crate::monitor::id::ContainerId;
+use crate::monitor::leaf::Home;
 use crate::monitor::life::Phase;
 use crate::monitor::log::journald::Identity;
 use crate::monitor::log::{LogConfig, LogSet};
@@ -170,6 +171,7 @@ impl Monitor {
             logs: request.logs,
             cleanup: request.cleanup,
             options: request.options,
+            execs_home: Home::of(child.pid(), &self.cgroup_mounts),
             oom: oom.map(|counter| counter.parts()),
             ended: None,
             exit: None,

@@ -18,11 +18,11 @@ use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
 use crate::monitor::exit::{ExitCause, publish};
 use crate::monitor::id::ContainerId;
+use crate::monitor::leaf::{Home, Leaf};
 use crate::monitor::log::LogSet;
-use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Captured, Open, Output, StreamId};
+use crate::monitor::running::Running;
 use crate::monitor::runtime::{CgroupManager, Outcome, Purpose, pipe};
-use crate::monitor::tree::kill_tree;
 
 /// What a client asks for.
 #[derive(Debug)]
@@ -78,12 +78,7 @@ impl Monitor {
         let deadline = request.timeout.map(|timeout| Instant::now() + timeout);
         let (process, stream) = self.start_exec(&container, &request, deadline).await?;
         let end = match process {
-            Ok(child) => {
-                self.execs.borrow_mut().insert(child.pid(), child.clone());
-                let end = wait_or_kill(&child, deadline).await;
-                self.execs.borrow_mut().remove(&child.pid());
-                end
-            }
+            Ok(running) => wait_or_kill(&running, deadline).await,
             Err(end) => end,
         };
         let drained = match stream {
@@ -109,14 +104,15 @@ impl Monitor {
     /// Runs the runtime's `exec`; the process that it leaves behind, or how it ended
     /// without one.
     async fn start_exec(
-        &self,
+        self: &Rc<Self>,
         container: &Container,
         request: &ExecRequest,
         deadline: Option<Instant>,
-    ) -> Result<(Result<Child, ExecEnd>, Option<StreamId>), Error> {
+    ) -> Result<(Result<Running, ExecEnd>, Option<StreamId>), Error> {
         let expecting = self.reaper.expect();
         let pid_file = self.execs_dir().join(self.unique("exec"));
-        let mut command = self.exec_command(container, request, &pid_file);
+        let leaf = self.make_leaf(container).await;
+        let mut command = self.exec_command(container, request, &pid_file, leaf.as_ref());
         let process_file = self.process_file(container, request)?;
         if let Some(file) = &process_file {
             command.arg("--process").arg(file.path());
@@ -133,6 +129,13 @@ impl Monitor {
             }
             Outcome::Failed(error) => Err(ExecEnd::NotStarted(error.to_string())),
             Outcome::TimedOut(_) => Err(ExecEnd::TimedOut),
+        };
+        let process = match process {
+            Ok(child) => Ok(self.note_exec(child, leaf)),
+            Err(end) => {
+                abandon(leaf).await;
+                Err(end)
+            }
         };
         drop((expecting, process_file));
         remove_stale(&pid_file)?;
@@ -163,13 +166,26 @@ impl Monitor {
         container: &Container,
         request: &ExecRequest,
         pid_file: &Path,
+        leaf: Option<&Leaf>,
     ) -> Command {
         let mut options = container.saved.options.clone();
         options.cgroup_manager = request.cgroup_manager.unwrap_or(options.cgroup_manager);
         options.env.extend(request.env.iter().cloned());
         let mut command = self.runtime.command(&options);
         command.args(["exec", "--detach", "--pid-file"]).arg(pid_file);
+        if let Some(name) = leaf.and_then(Leaf::argument) {
+            command.arg("--cgroup").arg(name);
+        }
         command
+    }
+
+    /// A cgroup for one exec, where one can be had.
+    pub(super) async fn make_leaf(&self, container: &Container) -> Option<Leaf> {
+        let home = container.saved.execs_home.as_ref()?;
+        if matches!(home, Home::Unified(_)) && !self.runtime.has_exec_cgroup(&container.id).await {
+            return None;
+        }
+        Leaf::make(home, &self.unique("exec"))
     }
 
     async fn exec_with_pipes(
@@ -281,13 +297,22 @@ pub(super) fn append_target(command: &mut Command, container: &Container, reques
     }
 }
 
-async fn wait_or_kill(child: &Child, deadline: Option<Instant>) -> ExecEnd {
+/// Ends the cgroup of an exec that did not come to run. A runtime that was killed half
+/// way may have left something in it.
+pub(super) async fn abandon(leaf: Option<Leaf>) {
+    if let Some(leaf) = leaf {
+        leaf.kill();
+        leaf.close().await;
+    }
+}
+
+async fn wait_or_kill(running: &Running, deadline: Option<Instant>) -> ExecEnd {
     let exit = match deadline {
-        None => child.exited().await,
-        Some(deadline) => match tokio::time::timeout_at(deadline, child.exited()).await {
+        None => running.child().exited().await,
+        Some(deadline) => match tokio::time::timeout_at(deadline, running.child().exited()).await {
             Ok(exit) => exit,
             Err(_) => {
-                kill_tree(child).await;
+                running.kill().await;
                 return ExecEnd::TimedOut;
             }
         },

@@ -38,6 +38,29 @@ pub struct ExitRecord {
     pub log_complete: bool,
 }
 
+/// Whom of a container the kernel has killed for want of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OomVictim {
+    /// No process.
+    Nobody,
+    /// The first process, and perhaps others with it (`memory.oom.group`).
+    FirstProcess,
+    /// Only what the first process had started.
+    Others,
+}
+
+impl ExitRecord {
+    /// Who it was. The kernel kills with SIGKILL, and counts by cgroup, not by process.
+    #[must_use]
+    pub fn oom_victim(&self) -> OomVictim {
+        match (self.oom_killed, &self.cause) {
+            (false, _) => OomVictim::Nobody,
+            (true, ExitCause::Signal(9)) => OomVictim::FirstProcess,
+            (true, _) => OomVictim::Others,
+        }
+    }
+}
+
 impl From<Option<ChildExit>> for ExitCause {
     fn from(exit: Option<ChildExit>) -> Self {
         match exit.map(|exit| exit.how) {
@@ -162,6 +185,16 @@ mod tests {
         assert!(files.write(&record(ExitCause::Code(0), false)).is_empty());
         assert_eq!(std::fs::read_to_string(at("exit")).unwrap(), "0");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn first_process_is_the_victim_only_if_it_was_killed() {
+        let victim = |cause, oom_killed| record(cause, oom_killed).oom_victim();
+        assert_eq!(victim(ExitCause::Signal(9), true), OomVictim::FirstProcess);
+        assert_eq!(victim(ExitCause::Signal(9), false), OomVictim::Nobody);
+        for cause in [ExitCause::Code(0), ExitCause::Code(137), ExitCause::Signal(15)] {
+            assert_eq!(victim(cause, true), OomVictim::Others);
+        }
     }
 
     #[test]

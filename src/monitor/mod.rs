@@ -6,7 +6,7 @@
 //! [`relay`], on its own thread.
 //!
 //! An exit: [`reaper`] collects the status, [`container`] has the relay read the
-//! streams to their end and [`cgroup`] give the OOM verdict, [`exit`] writes the
+//! streams to their end and [`oom`] give the OOM verdict, [`exit`] writes the
 //! files, [`event`] tells it. What may follow what is in [`life`].
 #![forbid(unsafe_code)]
 
@@ -30,11 +30,14 @@ pub mod exec;
 pub mod exit;
 pub mod fdsocket;
 pub mod id;
+mod leaf;
 pub mod life;
 pub mod log;
+mod oom;
 pub mod reaper;
 pub mod relay;
 pub mod report;
+mod running;
 pub mod runtime;
 pub mod sandbox;
 pub mod saved;
@@ -57,6 +60,7 @@ use id::{ContainerId, PodId};
 use life::Phase;
 use reaper::{Child, Reaper};
 use relay::{Attach, Relay, StreamStats};
+use running::Family;
 use runtime::Runtime;
 
 /// The monitor of one pod.
@@ -77,7 +81,8 @@ pub struct Monitor {
     /// What a pod's init could not end in time.
     killed: RefCell<HashMap<PodId, Vec<Process>>>,
     unpinned: RefCell<HashMap<String, OwnedFd>>,
-    execs: RefCell<HashMap<u32, Child>>,
+    execs: RefCell<HashMap<u32, Rc<Family>>>,
+    oom_ledger: oom::Ledger,
     fd_slots: Rc<FdSlots>,
     cgroup_mounts: cgroup::Mounts,
     closing: Cell<bool>,
@@ -116,6 +121,7 @@ impl Monitor {
             killed: RefCell::default(),
             unpinned: RefCell::default(),
             execs: RefCell::default(),
+            oom_ledger: oom::Ledger::default(),
             fd_slots: Rc::default(),
             cgroup_mounts: cgroup::Mounts::read(),
             closing: Cell::new(false),

@@ -1,7 +1,7 @@
 //! Calls of the OCI runtime: one process each, bounded in time, and what it said
 //! kept for the error text.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +17,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-use crate::limits::RUNTIME_STDERR_BYTES_MAX;
+use crate::limits::{RUNTIME_CALL_TIMEOUT, RUNTIME_STDERR_BYTES_MAX};
 use crate::monitor::error::Error;
 use crate::monitor::exit::ExitCause;
 use crate::monitor::id::ContainerId;
@@ -61,6 +61,8 @@ pub struct Runtime {
     root: Option<PathBuf>,
     reaper: Rc<Reaper>,
     starter: RefCell<Option<Starter>>,
+    /// Whether its `exec` has `--cgroup`, once asked.
+    exec_has_cgroup: Cell<Option<bool>>,
 }
 
 /// A call of the runtime that is under way.
@@ -100,7 +102,7 @@ impl Runtime {
     /// The runtime at `path`, which keeps its state below `root`.
     #[must_use]
     pub fn new(path: PathBuf, root: Option<PathBuf>, reaper: Rc<Reaper>) -> Self {
-        Self { path, root, reaper, starter: RefCell::default() }
+        Self { path, root, reaper, starter: RefCell::default(), exec_has_cgroup: Cell::default() }
     }
 
     /// A command line up to the sub-command.
@@ -186,6 +188,31 @@ impl Runtime {
         command.args(arguments).arg(purpose.id.as_str()).stderr(write);
         let mut call = self.start(purpose, command, Vec::new(), vec![read])?;
         call.outcome(Some(limit)).await.into_result()
+    }
+
+    /// Whether this runtime can start an exec in a sub-cgroup of its container. It is
+    /// asked once; crun and runc can, since 2021.
+    pub(super) async fn has_exec_cgroup(&self, id: &ContainerId) -> bool {
+        if let Some(known) = self.exec_has_cgroup.get() {
+            return known;
+        }
+        let help = self.help_of_exec(id).await;
+        let has = help.as_ref().is_ok_and(|help| help.contains("--cgroup"));
+        if let Err(error) = help {
+            ::log::debug!("the OCI runtime does not say what its exec can: {error}");
+        }
+        self.exec_has_cgroup.set(Some(has));
+        has
+    }
+
+    async fn help_of_exec(&self, id: &ContainerId) -> Result<String, Error> {
+        let (read, write) = pipe()?;
+        let mut command = Command::new(&self.path);
+        command.args(["exec", "--help"]).stdin(Stdio::null()).stdout(write).stderr(Stdio::null());
+        command.process_group(0);
+        let mut call =
+            self.start(Purpose { action: "exec --help for", id }, command, Vec::new(), vec![read])?;
+        call.outcome(Some(RUNTIME_CALL_TIMEOUT)).await.into_result().map(|()| call.said())
     }
 
     /// Where this runtime keeps its state of container `id`, if that is known.

@@ -22,6 +22,7 @@ use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
 use crate::monitor::exit::{ExitCause, ExitFiles, ExitRecord, publish};
 use crate::monitor::id::ContainerId;
+use crate::monitor::leaf::Home;
 use crate::monitor::life::Phase;
 use crate::monitor::log::LogConfig;
 use crate::monitor::reaper::Child;
@@ -66,6 +67,9 @@ pub struct Saved {
     pub cleanup: Vec<String>,
     /// How the OCI runtime is called for it.
     pub options: CallOptions,
+    /// Where its execs get cgroups of their own, if they can.
+    #[serde(default)]
+    pub execs_home: Option<Home>,
     /// The OOM counter's file and its baseline.
     pub oom: Option<(PathBuf, u64)>,
     /// How its process ended, from the moment that this is known.

@@ -12,11 +12,10 @@ use crate::monitor::container::Container;
 use crate::monitor::create::{adopt_from, remove_stale, terminal_of};
 use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
-use crate::monitor::exec::{ExecRequest, append_target};
-use crate::monitor::reaper::Child;
+use crate::monitor::exec::{ExecRequest, abandon, append_target};
 use crate::monitor::relay::Output;
+use crate::monitor::running::Running;
 use crate::monitor::runtime::{Outcome, Purpose, pipe};
-use crate::monitor::tree::kill_tree;
 
 /// What a command has as its standard input. (A terminal is always both ways.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,20 +29,12 @@ pub enum ExecStdin {
 /// A command that runs in a container.
 #[derive(Debug)]
 pub struct ExecSession {
-    /// Its process.
-    pub child: Child,
+    /// Its process; killed if this is dropped before it has ended.
+    pub running: Running,
     /// Our ends of its output; the terminal's master is for input, too.
     pub output: Output,
     /// Our end of its input, unless it has a terminal.
     pub stdin: Option<OwnedFd>,
-}
-
-/// Kills the command of a session with its descendants, if it has not ended, and
-/// waits until it is gone.
-pub async fn kill(child: &Child) {
-    if !child.has_exited() {
-        kill_tree(child).await;
-    }
 }
 
 impl Monitor {
@@ -63,30 +54,29 @@ impl Monitor {
         let container = self.living(&request.id)?;
         let expecting = self.reaper.expect();
         let pid_file = self.execs_dir().join(self.unique("exec"));
-        let command = self.exec_command(&container, &request, &pid_file);
+        let leaf = self.make_leaf(&container).await;
+        let command = self.exec_command(&container, &request, &pid_file, leaf.as_ref());
         let started = if request.terminal {
             self.session_with_terminal(&container, &request, command).await
         } else {
             self.session_with_pipes(&container, &request, command, stdin).await
         };
-        let session = started.and_then(|(output, stdin)| {
-            let child = adopt_from(&self.reaper, &pid_file)?;
-            Ok(ExecSession { child, output, stdin })
-        });
+        let begun = started.and_then(|streams| Ok((streams, adopt_from(&self.reaper, &pid_file)?)));
         drop(expecting);
+        let session = match begun {
+            Ok(((output, stdin), child)) => {
+                Ok(ExecSession { running: self.note_exec(child, leaf), output, stdin })
+            }
+            Err(error) => {
+                abandon(leaf).await;
+                Err(error)
+            }
+        };
         remove_stale(&pid_file)?;
-        let session = session.inspect_err(|error| {
+        session.inspect_err(|error| {
             ::log::info!("container {}: {error}", container.id);
             self.events.add(Some(&container.id), Happening::ExecFailed(error.to_string()));
-        })?;
-        self.execs.borrow_mut().insert(session.child.pid(), session.child.clone());
-        tokio::task::spawn_local(Rc::clone(&self).forget_exec(session.child.clone()));
-        Ok(session)
-    }
-
-    async fn forget_exec(self: Rc<Self>, child: Child) {
-        child.exited().await;
-        self.execs.borrow_mut().remove(&child.pid());
+        })
     }
 
     async fn session_with_pipes(

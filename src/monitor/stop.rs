@@ -167,7 +167,7 @@ impl Monitor {
             }
         }
         for exec in self.execs.take().into_values() {
-            crate::monitor::tree::kill_tree(&exec).await;
+            exec.kill().await;
         }
         failed
     }
@@ -226,7 +226,7 @@ impl Monitor {
                 ::log::warn!("cannot remove {}: {error}", directory.display());
             }
         }
-        for file in ["conmon.sock", "pidfile", fdsocket::NAME, init::FILE_NAME] {
+        for file in ["conmon.sock", "streaming.sock", "pidfile", fdsocket::NAME, init::FILE_NAME] {
             if let Err(error) = crate::monitor::create::remove_stale(&run_dir.join(file)) {
                 ::log::warn!("{error}");
             }

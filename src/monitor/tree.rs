@@ -1,4 +1,4 @@
-//! Killing a process with all that it has started.
+//! Finding what a process has started.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,18 +7,14 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use crate::limits::KILL_TIMEOUT;
-use crate::monitor::reaper::Child;
-
 /// Rounds of looking for new descendants: each stops what it finds, so a program
 /// would have to fork faster than /proc is read, several times in a row, to escape.
 const ROUNDS: usize = 8;
 
-/// Kills `child`, its descendants, and what else is in its session, and waits
-/// until `child` is gone. A process that has left both the tree and the session
-/// (a daemon, setsid(2)) is left to the container's own end.
-pub(super) async fn kill_tree(child: &Child) {
-    let root = child.pid();
+/// Kills the descendants of process `root`, and what else is in its session, but not
+/// itself. A process that has left both the tree and the session (a daemon,
+/// setsid(2)) is left to the container's own end.
+pub(super) fn kill_descendants(root: u32) {
     let mut seen = BTreeSet::new();
     let mut stopped = Vec::new();
     for _ in 0..ROUNDS {
@@ -36,16 +32,10 @@ pub(super) async fn kill_tree(child: &Child) {
             }
         }
     }
-    if let Err(error) = child.signal(libc::SIGKILL) {
-        ::log::error!("cannot kill process {root}: {error}");
-    }
     for pidfd in stopped {
         if let Err(error) = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
             ::log::debug!("a descendant of process {root} was gone already: {error}");
         }
-    }
-    if tokio::time::timeout(KILL_TIMEOUT, child.exited()).await.is_err() {
-        ::log::error!("process {root} is still there {} s after SIGKILL", KILL_TIMEOUT.as_secs());
     }
 }
 
@@ -56,7 +46,7 @@ fn open_member(pid: u32) -> Option<OwnedFd> {
 
 /// Processes below `root` or one of `known`, or in `root`'s session, that are
 /// not in `known`.
-fn members(root: u32, known: &BTreeSet<u32>) -> Vec<u32> {
+pub(super) fn members(root: u32, known: &BTreeSet<u32>) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let relations = pids.filter_map(|pid| Relations::of(pid).ok().flatten()).collect::<Vec<_>>();

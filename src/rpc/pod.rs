@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::monitor::container::Container;
 use crate::monitor::event::{Event, EventLog, Happening, InitEnd};
 use crate::monitor::exec::{ExecEnd, ExecRequest};
-use crate::monitor::exit::{ExitCause, ExitRecord};
+use crate::monitor::exit::{ExitCause, ExitRecord, OomVictim};
 use crate::monitor::id::{ContainerId, PodId};
 use crate::monitor::life::Phase;
 use crate::rpc::conmon::create_request;
@@ -311,6 +311,11 @@ fn set_status(
 
 fn set_exit(mut wire: wire::exit_status::Builder<'_>, record: &ExitRecord) {
     wire.set_oom_killed(record.oom_killed);
+    wire.set_oom_victim(match record.oom_victim() {
+        OomVictim::Nobody => wire::OomVictim::Nobody,
+        OomVictim::FirstProcess => wire::OomVictim::FirstProcess,
+        OomVictim::Others => wire::OomVictim::Others,
+    });
     wire.set_exited_at_ns(record.at_ns);
     wire.set_log_complete(record.log_complete);
     set_cause(wire, &record.cause);

@@ -32,7 +32,7 @@ use crate::monitor::exec::ExecRequest;
 use crate::monitor::exit::ExitCause;
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::Output;
-use crate::monitor::session::{ExecSession, ExecStdin, kill};
+use crate::monitor::session::{ExecSession, ExecStdin};
 
 /// Runs the session to its end.
 pub(super) async fn run(
@@ -69,7 +69,7 @@ async fn start_and_converse(
     let reason = match (started, gone) {
         (Ok(Ok(session)), None) => return converse(client, session, listening).await,
         (Ok(Ok(session)), Some(error)) => {
-            kill(&session.child).await;
+            session.running.kill().await;
             return Err(error);
         }
         (_, Some(error)) => return Err(error),
@@ -85,16 +85,16 @@ async fn converse(
     session: ExecSession,
     listening: impl Future<Output = StreamError>,
 ) -> Result<Outcome, StreamError> {
-    let ExecSession { child, output, stdin } = session;
+    let ExecSession { running, output, stdin } = session;
     let ended = match Streams::new(output, stdin) {
         Err(source) => Err(StreamError::Process { doing: "wait for the streams of the command", source }),
         Ok(streams) => tokio::select! {
-            ended = streams.relay(client, &child) => ended,
+            ended = streams.relay(client, running.child()) => ended,
             error = listening => Err(error),
         },
     };
     // All its streams are closed by now. One that has ended is not there to be killed.
-    kill(&child).await;
+    running.kill().await;
     ended.map(|cause| Outcome::Exited(cause.shell_code()))
 }
 

@@ -47,9 +47,9 @@ pub use log::Log;
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What containers run: applets of the busybox in their root file system.
-const APPLETS: [&str; 24] = [
+const APPLETS: [&str; 25] = [
     "cat", "cp", "dd", "echo", "false", "head", "hostname", "ip", "kill", "ls", "md5sum", "mkdir", "ps",
-    "readlink", "seq", "sh", "sleep", "stty", "tail", "touch", "tr", "true", "wc", "yes",
+    "readlink", "seq", "setsid", "sh", "sleep", "stty", "tail", "touch", "tr", "true", "wc", "yes",
 ];
 
 /// The program under test: the release binary if the environment names it, else cargo's.

@@ -230,6 +230,11 @@ pub(super) fn read_exit(exit: pod::exit_status::Reader<'_>) -> capnp::Result<Exi
     Ok(ExitStatus {
         how,
         oom_killed: exit.get_oom_killed(),
+        oom_victim: match exit.get_oom_victim()? {
+            pod::OomVictim::Nobody => OomVictim::Nobody,
+            pod::OomVictim::FirstProcess => OomVictim::FirstProcess,
+            pod::OomVictim::Others => OomVictim::Others,
+        },
         exited_at_ns: exit.get_exited_at_ns(),
         log_complete: exit.get_log_complete(),
     })

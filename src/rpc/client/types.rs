@@ -386,6 +386,17 @@ pub enum Ended {
     Signal(u8),
 }
 
+/// Whom of a container the kernel has killed for want of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OomVictim {
+    /// No process.
+    Nobody,
+    /// The first process, and perhaps others with it.
+    FirstProcess,
+    /// Only what the first process had started.
+    Others,
+}
+
 /// A recorded exit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExitStatus {
@@ -393,6 +404,8 @@ pub struct ExitStatus {
     pub how: Ended,
     /// The container's own cgroup counted an OOM kill.
     pub oom_killed: bool,
+    /// Whom it was.
+    pub oom_victim: OomVictim,
     /// Unix time.
     pub exited_at_ns: u64,
     /// Every byte of both streams is in the log.
