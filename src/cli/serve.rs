@@ -16,7 +16,7 @@ use rustix::fs::Access;
 
 use super::version::{self, Detail, Format};
 use crate::limits::CREATE_TIMEOUT;
-use crate::monitor::config::{Config, LogLevel, LogSink};
+use crate::monitor::config::{Config, LogLevel, LogSink, StreamingDoor};
 
 pub mod handover;
 pub mod launcher;
@@ -111,6 +111,19 @@ pub struct Args {
     #[arg(long, env = "PODINIT_CREATE_TIMEOUT", value_parser = seconds, value_name = "SECONDS")]
     create_timeout: Option<Setting<Duration>>,
 
+    /// TLS for streaming clients (exec, attach, port-forward): the server's certificate, in PEM, and those
+    /// that it rests on. It has to be good for 127.0.0.1.
+    #[arg(long, env = "PODINIT_STREAMING_TLS_CERT", value_parser = path, value_name = "FILE")]
+    streaming_tls_cert: Option<Setting<PathBuf>>,
+
+    /// Its private key, in PEM.
+    #[arg(long, env = "PODINIT_STREAMING_TLS_KEY", value_parser = path, value_name = "FILE")]
+    streaming_tls_key: Option<Setting<PathBuf>>,
+
+    /// Serve streaming clients on a Unix socket in the run directory, not on a port.
+    #[arg(long, env = "PODINIT_STREAMING_SOCKET", action = ArgAction::SetTrue, value_parser = switch)]
+    streaming_socket: bool,
+
     /// Stay in the foreground; no pidfile is written then.
     #[arg(long, env = "CONMON_SKIP_FORK", action = ArgAction::SetTrue, value_parser = switch)]
     skip_fork: bool,
@@ -132,6 +145,12 @@ pub(crate) enum FlagError {
     Unset { what: &'static str, flag: &'static str, variable: &'static str },
     #[error("the OCI runtime {} cannot be used: {why}; pass the path of its program", .path.display())]
     Runtime { path: PathBuf, why: String },
+    #[error("TLS for streaming clients needs both --streaming-tls-cert and --streaming-tls-key")]
+    HalfTls,
+    #[error("--streaming-socket is not encrypted: take it, or --streaming-tls-cert and --streaming-tls-key")]
+    SocketWithTls,
+    #[error("the file {} cannot be read: {source}", .path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
     #[error("the path {} cannot be made absolute: {source}", .path.display())]
     Path { path: PathBuf, source: std::io::Error },
 }
@@ -153,10 +172,25 @@ impl Args {
             runtime,
             run_dir: absolute(run_dir)?,
             runtime_root: runtime_root.map(absolute).transpose()?,
+            streaming: self.streaming()?,
             create_timeout: create_timeout.unwrap_or(CREATE_TIMEOUT),
             log_level: self.log_level.0.unwrap_or(LogLevel::Info),
             log_sink: self.log_driver.0.unwrap_or(LogSink::Systemd),
         })
+    }
+
+    fn streaming(&self) -> Result<StreamingDoor, FlagError> {
+        let file = |setting: &Option<Setting<PathBuf>>| setting.as_ref().and_then(|path| path.0.clone());
+        match (file(&self.streaming_tls_cert), file(&self.streaming_tls_key), self.streaming_socket) {
+            (None, None, false) => Ok(StreamingDoor::Port),
+            (None, None, true) => Ok(StreamingDoor::Socket),
+            (Some(certificates), Some(key), false) => Ok(StreamingDoor::EncryptedPort {
+                certificates: readable(&certificates)?,
+                key: readable(&key)?,
+            }),
+            (Some(_), Some(_), true) => Err(FlagError::SocketWithTls),
+            _ => Err(FlagError::HalfTls),
+        }
     }
 
     fn asked_for_version(&self) -> Option<(Detail, Format)> {
@@ -168,6 +202,14 @@ impl Args {
 
 fn absolute(path: &Path) -> Result<PathBuf, FlagError> {
     std::path::absolute(path).map_err(|source| FlagError::Path { path: path.to_owned(), source })
+}
+
+fn readable(path: &Path) -> Result<PathBuf, FlagError> {
+    let path = absolute(path)?;
+    match std::fs::File::open(&path) {
+        Ok(_) => Ok(path),
+        Err(source) => Err(FlagError::Unreadable { path, source }),
+    }
 }
 
 fn check_runtime(path: &Path) -> Result<(), FlagError> {
@@ -271,6 +313,23 @@ mod tests {
             let error = parse(&["-r", path, "--runtime-dir", "x"]).unwrap().config().unwrap_err();
             assert!(matches!(error, FlagError::Runtime { .. }), "{path}");
         }
+    }
+
+    #[test]
+    fn streaming_is_on_a_port_on_an_encrypted_one_or_on_a_socket() {
+        let streaming = |line: &[&str]| parse(line).unwrap().streaming();
+        let (cert, key) = (["--streaming-tls-cert", "/etc/passwd"], ["--streaming-tls-key", "/etc/group"]);
+        assert_eq!(streaming(&[]).unwrap(), StreamingDoor::Port);
+        assert_eq!(streaming(&["--streaming-socket"]).unwrap(), StreamingDoor::Socket);
+        let (certificates, file) = ("/etc/passwd".into(), "/etc/group".into());
+        let encrypted = StreamingDoor::EncryptedPort { certificates, key: file };
+        assert_eq!(streaming(&[cert, key].concat()).unwrap(), encrypted);
+        assert!(matches!(streaming(&cert), Err(FlagError::HalfTls)));
+        assert!(matches!(streaming(&key), Err(FlagError::HalfTls)));
+        let both = [&cert[..], &key, &["--streaming-socket"]].concat();
+        assert!(matches!(streaming(&both), Err(FlagError::SocketWithTls)));
+        let missing = ["--streaming-tls-cert", "/none", "--streaming-tls-key", "/none"];
+        assert!(matches!(streaming(&missing), Err(FlagError::Unreadable { .. })));
     }
 
     #[test]

@@ -31,6 +31,22 @@ pub enum LogSink {
     Systemd,
 }
 
+/// Where streaming clients come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamingDoor {
+    /// A port of the loopback interface.
+    Port,
+    /// The same, with TLS.
+    EncryptedPort {
+        /// PEM: the server's certificate, then those that it rests on.
+        certificates: PathBuf,
+        /// PEM: its private key.
+        key: PathBuf,
+    },
+    /// A Unix socket in the run directory.
+    Socket,
+}
+
 /// The monitor's configuration; the same for every monitor that the keeper starts.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -42,6 +58,8 @@ pub struct Config {
     pub runtime_root: Option<PathBuf>,
     /// Bound on the OCI runtime's `create`.
     pub create_timeout: Duration,
+    /// Where streaming clients come in.
+    pub streaming: StreamingDoor,
     /// How much is logged.
     pub log_level: LogLevel,
     /// Where it is logged.

@@ -1,10 +1,11 @@
 //! Kubelet streaming: exec, attach and port-forward for clients of Kubernetes, over
-//! WebSocket and over SPDY/3.1, on one port of the loopback interface.
+//! WebSocket and over SPDY/3.1, on one port of the loopback interface, or on one
+//! Unix socket.
 //!
 //! ```text
 //!   engine ── RPC: serveExec… ──► Streaming ── token, URL ──► engine ──► client
 //!
-//!   client ── TCP ─► stranger ─► request ── token ─► session
+//!   client ── [`door`] ─► stranger ─► request ── token ─► session
 //!                                (HTTP head)            ├ exec     pipes of a command
 //!                                                       ├ attach   socket of the relay
 //!                                                       └ forward  sockets in the pod's network
@@ -16,11 +17,11 @@
 //! whichever ends first.
 //!
 //! Who may connect: the port listens on 127.0.0.1 only, from the first request on
-//! that needs it. Any process of the node can connect, so what gives the right to a
+//! that needs it; the Unix socket takes root and the user of the pod. Any process of the node can connect, so what gives the right to a
 //! session is the token in its URL: 128 random bits, good for one session, for
 //! [`STREAM_TOKEN_TIMEOUT`](crate::limits::STREAM_TOKEN_TIMEOUT), which is used up
 //! when both sides have agreed on a protocol (a client that tries another one after
-//! a refusal may). The connection is not encrypted.
+//! a refusal may). The connection is encrypted if there is a certificate for it.
 //!
 //! Who waits for whom:
 //!
@@ -36,6 +37,7 @@
 mod attach;
 mod command;
 mod dial;
+pub mod door;
 pub mod error;
 mod exec;
 mod forward;
@@ -44,6 +46,7 @@ pub mod remote;
 pub mod request;
 pub mod spdy;
 pub mod status;
+mod tls;
 pub mod token;
 pub mod websocket;
 pub mod wire;
@@ -55,7 +58,6 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use crate::limits::{STREAM_HEAD_BYTES_MAX, STREAM_HEAD_TIMEOUT, STREAM_SESSIONS_MAX, STREAM_STRANGERS_MAX};
@@ -66,6 +68,7 @@ use crate::monitor::id::ContainerId;
 use crate::monitor::session::ExecStdin;
 use crate::sys;
 use command::Client;
+use door::{Door, Stream};
 use forward::Packing;
 use remote::{Channel, Channels, Remote};
 use request::{Protocol, Purpose, Refusal, Request};
@@ -94,8 +97,8 @@ impl Ticket {
 #[derive(Debug)]
 pub struct Streaming {
     monitor: Rc<Monitor>,
-    /// 0 until somebody needs it.
-    port: Cell<u16>,
+    /// With what URLs begin; empty until somebody needs one.
+    base: RefCell<String>,
     tokens: RefCell<Tokens<Ticket>>,
     strangers: RefCell<VecDeque<(u64, oneshot::Sender<()>)>>,
     sessions: Cell<usize>,
@@ -129,7 +132,7 @@ impl Streaming {
     pub fn new(monitor: Rc<Monitor>) -> Rc<Self> {
         Rc::new(Self {
             monitor,
-            port: Cell::new(0),
+            base: RefCell::default(),
             tokens: RefCell::default(),
             strangers: RefCell::default(),
             sessions: Cell::new(0),
@@ -170,33 +173,34 @@ impl Streaming {
     }
 
     fn url(self: &Rc<Self>, ticket: Ticket) -> Result<String, Error> {
-        let port = self.listen().map_err(|error| Error::io("listen for streaming clients", error))?;
+        let base = self.listen().map_err(|error| Error::io("listen for streaming clients", error))?;
         let token = Token::new().map_err(|error| Error::io("make a token", error))?;
-        let url = format!("http://127.0.0.1:{port}/{}/{}", ticket.purpose().name(), token.as_str());
+        let url = format!("{base}/{}/{}", ticket.purpose().name(), token.as_str());
         self.tokens.borrow_mut().insert(token, ticket, Instant::now());
         Ok(url)
     }
 
-    /// The port; listens to it from the first call on.
-    fn listen(self: &Rc<Self>) -> io::Result<u16> {
-        if self.port.get() == 0 {
-            let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-            listener.set_nonblocking(true)?;
-            self.port.set(listener.local_addr()?.port());
-            let listener = TcpListener::from_std(listener).inspect_err(|_| self.port.set(0))?;
-            log::info!("streaming clients are served on port {} of 127.0.0.1", self.port.get());
-            tokio::task::spawn_local(Rc::clone(self).accept(listener));
+    /// With what URLs begin; listens from the first call on.
+    fn listen(self: &Rc<Self>) -> io::Result<String> {
+        if self.base.borrow().is_empty() {
+            let config = &self.monitor.config;
+            let (door, base) = Door::open(&config.streaming, &config.run_dir)?;
+            log::info!("streaming clients are served at {base}");
+            self.base.replace(base);
+            tokio::task::spawn_local(Rc::clone(self).accept(door));
         }
-        Ok(self.port.get())
+        Ok(self.base.borrow().clone())
     }
 
-    async fn accept(self: Rc<Self>, listener: TcpListener) {
+    async fn accept(self: Rc<Self>, door: Door) {
+        let door = Rc::new(door);
         let mut number = 0;
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
+            match door.accept().await {
+                Ok(stream) => {
                     number += 1;
-                    tokio::task::spawn_local(Rc::clone(&self).connection(stream, number));
+                    let came = Rc::clone(&self).connection(Rc::clone(&door), stream, number);
+                    tokio::task::spawn_local(came);
                 }
                 Err(error) => {
                     // Descriptors may have run out; whoever has not shown a token shall not keep one.
@@ -214,18 +218,14 @@ impl Streaming {
         self.strangers.borrow_mut().pop_front().is_some_and(|(_, close)| close.send(()).is_ok())
     }
 
-    async fn connection(self: Rc<Self>, stream: TcpStream, number: u64) {
-        if let Err(error) = stream.set_nodelay(true) {
-            log::debug!("a streaming client is gone already: {error}");
-            return;
-        }
+    async fn connection(self: Rc<Self>, door: Rc<Door>, stream: Stream, number: u64) {
         let (close, closed) = oneshot::channel();
         self.strangers.borrow_mut().push_back((number, close));
         if self.strangers.borrow().len() > STREAM_STRANGERS_MAX {
             self.close_oldest_stranger();
         }
         let greeted = tokio::select! {
-            greeted = tokio::time::timeout(STREAM_HEAD_TIMEOUT, self.greet(Wire::new(stream))) => greeted.ok(),
+            greeted = tokio::time::timeout(STREAM_HEAD_TIMEOUT, self.welcome(&door, stream)) => greeted.ok(),
             _ = closed => None,
         };
         self.strangers.borrow_mut().retain(|(other, _)| *other != number);
@@ -234,6 +234,16 @@ impl Streaming {
             let seat = Seat(Rc::clone(&self));
             self.session(greeted).await;
             drop(seat);
+        }
+    }
+
+    async fn welcome(&self, door: &Door, stream: Stream) -> Option<Greeted> {
+        match door.welcome(stream).await {
+            Ok((stream, relay)) => self.greet(Wire::new(stream, relay)).await,
+            Err(error) => {
+                log::debug!("a streaming client does not come in: {error}");
+                None
+            }
         }
     }
 

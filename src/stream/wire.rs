@@ -11,11 +11,12 @@ use std::io;
 use std::os::fd::AsFd;
 
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
+use super::door::Stream;
 use super::error::StreamError;
+use super::tls;
 use crate::limits::{STREAM_CHUNK_BYTES, STREAM_CONTROL_BYTES_MAX, STREAM_IDLE_MAX, STREAM_LINGER_MAX};
 
 /// Bytes that were read and not used up.
@@ -55,7 +56,9 @@ impl Inbox {
 /// A client's connection.
 #[derive(Debug)]
 pub struct Wire {
-    stream: TcpStream,
+    stream: Stream,
+    /// What carries the bytes of an encrypted connection.
+    _relay: Option<tls::Relay>,
     turn: Mutex<()>,
     replies: RefCell<Vec<u8>>,
     replied: Notify,
@@ -65,9 +68,10 @@ pub struct Wire {
 impl Wire {
     /// Takes a connection.
     #[must_use]
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: Stream, relay: Option<tls::Relay>) -> Self {
         Self {
             stream,
+            _relay: relay,
             turn: Mutex::new(()),
             replies: RefCell::default(),
             replied: Notify::new(),
@@ -147,7 +151,7 @@ impl Wire {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.writable().await.map_err(StreamError::Connection)?;
+                    self.stream.ready(Interest::WRITABLE).await.map_err(StreamError::Connection)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(StreamError::Connection(error)),

@@ -139,12 +139,14 @@ type pod struct {
 	name    string
 	dir     string
 	runtime string
+	program string
 	client  *client.ConmonClient
 	stopped bool
 }
 
-// newPod starts podinit, and stops it and checks that nothing is left when the test ends.
-func newPod(t *testing.T, runtime string) *pod {
+// newPod starts podinit, and stops it and checks that nothing is left when the test ends. The settings are
+// variables of podinit's environment, as an engine's unit file has them.
+func newPod(t *testing.T, runtime string, settings ...string) *pod {
 	t.Helper()
 
 	path, err := exec.LookPath(runtime)
@@ -157,6 +159,13 @@ func newPod(t *testing.T, runtime string) *pod {
 
 	for _, dir := range []string{"run", "root", "logs", "exits", "pins", "bundles"} {
 		must(t, os.MkdirAll(filepath.Join(p.dir, dir), 0o755))
+	}
+
+	p.program = workspace.conmonrs
+	if len(settings) > 0 {
+		p.program = p.path("conmonrs")
+		script := fmt.Sprintf("#!/bin/sh\n%s exec %s \"$@\"\n", strings.Join(settings, " "), workspace.conmonrs)
+		must(t, os.WriteFile(p.program, []byte(script), 0o755))
 	}
 
 	p.client, err = client.New(p.config())
@@ -176,7 +185,7 @@ func (p *pod) config() *client.ConmonServerConfig {
 
 	config := client.NewConmonServerConfig(p.runtime, p.path("root"), p.path("run"))
 	config.ClientLogger = logger
-	config.ConmonServerPath = workspace.conmonrs
+	config.ConmonServerPath = p.program
 	// The default is debug; conmon-rs then passes a flag that Debian's crun does not know.
 	config.LogLevel = client.LogLevelDebug
 	config.LogDriver = client.LogDriverNone

@@ -33,7 +33,14 @@ func executor(t *testing.T, transport, address string) remotecommand.Executor {
 	target, err := url.Parse(address)
 	must(t, err)
 
-	config := &rest.Config{Host: target.Host}
+	return executorOf(t, &rest.Config{Host: target.Host}, transport, address)
+}
+
+func executorOf(t *testing.T, config *rest.Config, transport, address string) remotecommand.Executor {
+	t.Helper()
+
+	target, err := url.Parse(address)
+	must(t, err)
 
 	var made remotecommand.Executor
 	if transport == "websocket" {

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::monitor::config::{Config, LogLevel, LogSink};
+use crate::monitor::config::{Config, LogLevel, LogSink, StreamingDoor};
 
 /// The levels' names.
 const LEVELS: [(&str, LogLevel); 6] = [
@@ -47,6 +47,14 @@ pub fn monitor_args(config: &Config) -> Vec<OsString> {
     if let Some(root) = &config.runtime_root {
         args.extend(["--runtime-root".into(), root.clone().into()]);
     }
+    match &config.streaming {
+        StreamingDoor::Port => {}
+        StreamingDoor::Socket => args.extend(["--streaming".into(), "socket".into()]),
+        StreamingDoor::EncryptedPort { certificates, key } => {
+            args.extend(["--streaming-tls-cert".into(), certificates.clone().into()]);
+            args.extend(["--streaming-tls-key".into(), key.clone().into()]);
+        }
+    }
     args.extend(["--create-timeout-ms".into(), config.create_timeout.as_millis().to_string().into()]);
     args.extend(["--log-level".into(), level.into(), "--log-driver".into(), sink.into()]);
     args
@@ -62,12 +70,20 @@ pub fn monitor_config(args: &[OsString]) -> Result<Config, NotOurs> {
         args.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_os_str())
     };
     let text = |name: &str| value(name).and_then(OsStr::to_str);
+    let streaming = match (value("--streaming-tls-cert"), value("--streaming-tls-key")) {
+        (Some(certificates), Some(key)) => {
+            StreamingDoor::EncryptedPort { certificates: certificates.into(), key: key.into() }
+        }
+        _ if value("--streaming").is_some() => StreamingDoor::Socket,
+        _ => StreamingDoor::Port,
+    };
     let timeout = text("--create-timeout-ms").and_then(|ms| ms.parse().ok());
     Ok(Config {
         runtime: value("--runtime").map(PathBuf::from).ok_or(NotOurs("no --runtime"))?,
         run_dir: value("--runtime-dir").map(PathBuf::from).ok_or(NotOurs("no --runtime-dir"))?,
         runtime_root: value("--runtime-root").map(PathBuf::from),
         create_timeout: timeout.map(Duration::from_millis).ok_or(NotOurs("no --create-timeout-ms"))?,
+        streaming,
         log_level: text("--log-level").and_then(level).ok_or(NotOurs("no --log-level"))?,
         log_sink: text("--log-driver").and_then(sink).ok_or(NotOurs("no --log-driver"))?,
     })
@@ -86,6 +102,14 @@ mod tests {
                     run_dir: "/run/a b".into(),
                     runtime_root: (log_level > LogLevel::Info).then(|| "--runtime".into()),
                     create_timeout: Duration::from_millis(1500),
+                    streaming: match log_sink {
+                        LogSink::None => StreamingDoor::Port,
+                        LogSink::Stdout => StreamingDoor::Socket,
+                        LogSink::Systemd => {
+                            let (certificates, key) = ("/a b/c".into(), "--streaming".into());
+                            StreamingDoor::EncryptedPort { certificates, key }
+                        }
+                    },
                     log_level,
                     log_sink,
                 };
