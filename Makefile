@@ -15,7 +15,7 @@ cargo = LIBSECCOMP_LINK_TYPE=static \
 	LIBSECCOMP_LIB_PATH="$$(dirname "$$(realpath "$$(cc -print-file-name=libseccomp.a)")")" \
 	cargo
 
-.PHONY: help deps build static-binary check test schema demo bench install clean
+.PHONY: help deps build static-binary check test test-vm schema demo bench install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,17 @@ test: ## install what is missing, then run every test (root)
 	@scripts/deps.sh build test
 	@$(MAKE) --no-print-directory static-binary
 	@scripts/test.sh "$(BINARY)"
+
+# The test programs whose subject is containers, their cgroups and the monitor; the
+# guest has no network and no Go, so the others stay here.
+VM_TESTS := vm regression lifecycle
+
+test-vm: ## tests of containers and cgroups in a virtual machine with cgroup v2 and systemd (root)
+	@scripts/deps.sh build vm
+	@$(MAKE) --no-print-directory static-binary
+	@programs="$$($(cargo) test --locked --no-run --message-format=json $(addprefix --test ,$(VM_TESTS)) | \
+		sed -n 's|.*"kind":\["test"\].*"executable":"\([^"]*\)".*|\1|p')" && \
+	scripts/vm.sh "$(BINARY)" $$programs
 
 schema: ## write the generated Cap'n Proto code anew, after a change of schema/*.capnp
 	@scripts/deps.sh build check

@@ -3,7 +3,7 @@
 # nothing else. Presence is judged by the thing itself (a command, an archive),
 # not by a package database, so any way of having it will do.
 #
-#   scripts/deps.sh build|demo|test|bench|check...
+#   scripts/deps.sh build|demo|test|vm|bench|check...
 #
 # Debian and Ubuntu (apt-get) and Fedora and its kin (dnf) are known. Rust is
 # taken as given.
@@ -69,6 +69,11 @@ for purpose in "$@"; do
         need 'plugins of CNI' containernetworking-plugins containernetworking-plugins has_cni
         need ip iproute2 iproute has ip
         ;;
+    vm)
+        need 'qemu, for x86_64 machines' qemu-system-x86 qemu-system-x86-core has qemu-system-x86_64
+        need 'mmdebstrap, to make a root file system' mmdebstrap mmdebstrap has mmdebstrap
+        need 'mke2fs, to make a disk of it' e2fsprogs e2fsprogs has mke2fs
+        ;;
     bench)
         need 'crun, an OCI runtime' crun crun has crun
         need 'conmon, to compare with' conmon conmon has conmon
@@ -78,7 +83,7 @@ for purpose in "$@"; do
     check)
         need 'capnp, to compare the generated code' capnproto capnproto has capnp
         ;;
-    *) die "unknown purpose '$purpose': build, demo, test, bench or check" ;;
+    *) die "unknown purpose '$purpose': build, demo, test, vm, bench or check" ;;
     esac
 done
 
