@@ -8,6 +8,7 @@ pub mod version;
 pub mod init;
 pub mod keeper;
 
+pub mod hook;
 pub mod monitor;
 pub mod ns;
 

@@ -305,3 +305,7 @@ pub const FORWARD_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Addresses of a pod that are tried for a forwarded connection.
 pub const FORWARD_ADDRESSES_MAX: usize = 16;
+
+/// Bytes of a hook's regular expression once it is compiled: a small one
+/// (`(x{99}){99}`) can become a large one.
+pub const HOOK_PATTERN_BYTES_MAX: usize = 256 << 10;
