@@ -307,5 +307,21 @@ pub const FORWARD_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 pub const FORWARD_ADDRESSES_MAX: usize = 16;
 
 /// Bytes of a hook's regular expression once it is compiled: a small one
-/// (`(x{99}){99}`) can become a large one.
-pub const HOOK_PATTERN_BYTES_MAX: usize = 256 << 10;
+/// (`(abcdefgh){1000}`) can become a large one.
+pub const HOOK_PATTERN_BYTES_MAX: usize = 1 << 20;
+
+/// Regular expressions in one hook file; those in use have a handful.
+pub const HOOK_PATTERNS_MAX: usize = 64;
+
+/// Bytes of a hook file; those in use are below 1 KiB.
+pub const HOOK_FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// Hook files in all directories; a node has a dozen.
+pub const HOOK_FILES_MAX: usize = 512;
+
+/// Attempts that a hook may ask for. With [`HOOK_RETRY_PAUSE_MAX`] it bounds how
+/// long a stage may go on about one hook.
+pub const HOOK_ATTEMPTS_MAX: u32 = 10;
+
+/// Longest pause between two attempts that a hook may ask for.
+pub const HOOK_RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
