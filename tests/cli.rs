@@ -610,6 +610,8 @@ fn help_is_what_it_was() {
         "stop",
         "rm",
         "events",
+        "hook",
+        "hook check",
     ];
     let mut text = String::new();
     for command in commands {

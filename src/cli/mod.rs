@@ -12,6 +12,7 @@ pub mod exit;
 pub mod find;
 pub mod follow;
 pub mod gc;
+pub mod hook;
 pub mod init;
 pub mod launch;
 pub mod logs;

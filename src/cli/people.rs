@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::container::{self, CreateArgs, EventsArgs, ExecArgs, Names, PsArgs, RmArgs, StopArgs};
 use super::exit::Failure;
+use super::hook::HookCommand;
 use super::logs::{self, LogsArgs};
 use super::paths::Root;
 use super::pod::PodCommand;
@@ -64,6 +65,9 @@ pub enum PeopleCommand {
     Events(EventsArgs),
     /// Print counters of a pod, or of a container's streams, as JSON
     Stats(StatsArgs),
+    /// Work with hooks
+    #[command(subcommand)]
+    Hook(HookCommand),
 }
 
 const EXEC_HELP: &str = "\
@@ -111,6 +115,7 @@ impl PeopleCommand {
             Self::Rm(args) => done(container::run_rm(globals, &args)),
             Self::Events(args) => done(container::run_events(globals, &args)),
             Self::Stats(args) => done(stats::run(globals, &args)),
+            Self::Hook(command) => done(command.run()),
         };
         match result {
             Ok(code) => ExitCode::from(code),
