@@ -8,6 +8,8 @@
 
 use std::ops::ControlFlow;
 
+use podinit::hook::Pattern;
+use podinit::hook::file::parse as parse_hook;
 use podinit::limits::LOG_RECORD_BYTES_MAX;
 use podinit::monitor::log::batch::{Batch, Channel, Gather};
 use podinit::monitor::log::json;
@@ -234,5 +236,41 @@ pub(crate) fn request(data: &[u8]) {
             assert!(request.switch().ends_with("\r\n\r\n"));
         }
         Err(refusal) => assert!(refusal.answer().starts_with("HTTP/1.1 4")),
+    }
+}
+
+/// Any bytes are a hook or are refused, with a reason that a person can read.
+/// Its own name for its stages is read again as the same.
+pub(crate) fn hook_file(data: &[u8]) {
+    match parse_hook("a.json", data) {
+        Ok(parsed) => {
+            assert!(parsed.hook.path.is_absolute());
+            for (at, stage) in parsed.hook.stages.iter().enumerate() {
+                assert_eq!(stage.name().parse(), Ok(*stage));
+                assert!(!parsed.hook.stages[..at].contains(stage));
+            }
+        }
+        Err(refusal) => assert!(!refusal.to_string().is_empty()),
+    }
+}
+
+/// Any text is a pattern or is refused; in parentheses it means the same, and a
+/// quoted text matches itself.
+pub(crate) fn hook_pattern(data: &[u8]) {
+    let (portion, data) = portions(data);
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut cut = portion.min(text.len());
+    while !text.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    let (pattern, subject) = text.split_at(cut);
+    if let Ok(compiled) = Pattern::new(pattern) {
+        assert_eq!(compiled.as_str(), pattern);
+        if let Ok(grouped) = Pattern::new(&format!("(?:{pattern})")) {
+            assert_eq!(grouped.matches(subject), compiled.matches(subject));
+        }
+    }
+    if !subject.contains("\\E") && !subject.ends_with('\\') && subject.len() < 4096 {
+        assert!(Pattern::new(&format!("^\\Q{subject}\\E$")).unwrap().matches(subject));
     }
 }

@@ -36,8 +36,37 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(first, words)| [vec![first], words.concat()].concat())
 }
 
+/// Bytes that look like hook files often enough.
+fn hooks() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop_oneof![
+        1 => prop::collection::vec(any::<u8>(), 0..8),
+        3 => Just(b"{\"version\":\"1.0.0\",\"hook\":{\"path\":\"/bin/true\"},\"stages\":[\"podReady\"]".to_vec()),
+        2 => Just(b",\"when\":{\"annotations\":{\"^a$\":\"b*\"},\"commands\":[\"(sh\"]}".to_vec()),
+        2 => Just(b",\"podinit\":{\"retry\":{\"attempts\":2,\"pause\":1e9},\"user\":{\"uid\":1,\"gid\":1}}".to_vec()),
+        2 => Just(b"{\"hook\":\"/bin/true\",\"stage\":[\"poststop\"],\"cmd\":[\"a\"]".to_vec()),
+        4 => Just(b"}".to_vec()),
+    ];
+    prop::collection::vec(word, 0..5).prop_map(|words| words.concat())
+}
+
+/// Bytes that look like regular expressions often enough, with a text behind.
+fn patterns() -> impl Strategy<Value = Vec<u8>> {
+    (any::<u8>(), "[-a-c(){}\\[\\]^$|*+?.,:\\\\0-9pQEdwxbiU<>=é]{0,24}")
+        .prop_map(|(first, text)| [vec![first], text.into_bytes()].concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn hook_file(data in hooks()) {
+        checks::hook_file(&data);
+    }
+
+    #[test]
+    fn hook_pattern(data in patterns()) {
+        checks::hook_pattern(&data);
+    }
 
     #[test]
     fn split(data in input()) {
