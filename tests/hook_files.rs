@@ -377,7 +377,7 @@ fn check_explains() {
          3. {high}/0.json at createRuntime, poststop, podReady\n   \
             annotations: \"a\": \"b\": holds\n   \
             runs for the container at createRuntime, poststop\n   \
-            runs for its pod at podReady\n   \
+            does not run for its pod\n   \
             note: comment is not known, and ignored\n   \
             note: {program} cannot be executed; chmod +x\n   \
             note: there is no hook \"none.json\" to come after or before\n   \

@@ -21,8 +21,8 @@ const ENGINE_MOUNTS: [&str; 8] = [
     "/var/run/.containerenv",
 ];
 
-/// What conditions are held against: a container as its config.json has it, or
-/// a pod, which has annotations only.
+/// What conditions are held against: a container as its config.json has it. At a
+/// stage of the pod there is none of it, and the default is meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subject {
     /// Its annotations.

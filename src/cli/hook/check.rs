@@ -193,8 +193,8 @@ fn notes(hook: &Hook, names: &[String]) -> Vec<String> {
     notes
 }
 
-/// Says which conditions hold for a container, and for its pod, which has its
-/// annotations and nothing else.
+/// Says which conditions hold for a container, and for its pod, which has nothing
+/// that a condition could be about.
 fn explain(text: &mut String, hook: &Hook, subject: &Subject) {
     for condition in hook.when.conditions() {
         let word = match condition.holds(subject) {
@@ -210,8 +210,7 @@ fn explain(text: &mut String, hook: &Hook, subject: &Subject) {
         verdict(text, hook, subject, "the container", &of_container);
     }
     if !of_pod.is_empty() {
-        let pod = Subject { annotations: subject.annotations.clone(), ..Subject::default() };
-        verdict(text, hook, &pod, "its pod", &of_pod);
+        verdict(text, hook, &Subject::default(), "its pod", &of_pod);
     }
 }
 
@@ -219,6 +218,6 @@ fn verdict(text: &mut String, hook: &Hook, subject: &Subject, whose: &str, stage
     match hook.when.matches(subject) {
         Ok(true) => say(text, format_args!("   runs for {whose} at {}", list(stages))),
         Ok(false) => say(text, format_args!("   does not run for {whose}")),
-        Err(error) => say(text, format_args!("   {whose} could not be created: {error}")),
+        Err(error) => say(text, format_args!("   does not run for {whose}: {error}")),
     }
 }
