@@ -319,6 +319,11 @@ pub const HOOK_FILE_BYTES_MAX: u64 = 64 << 10;
 /// Hook files in all directories; a node has a dozen.
 pub const HOOK_FILES_MAX: usize = 512;
 
+/// How often a hooks directory is looked for again that appears while the way to
+/// it is being watched. Somebody who makes and removes it all the time shall not
+/// hold up the rest.
+pub const HOOK_WATCH_ATTEMPTS_MAX: usize = 8;
+
 /// Attempts that a hook may ask for. With [`HOOK_RETRY_PAUSE_MAX`] it bounds how
 /// long a stage may go on about one hook.
 pub const HOOK_ATTEMPTS_MAX: u32 = 10;

@@ -58,14 +58,10 @@ impl Listing {
     pub fn new(directories: &[PathBuf]) -> Self {
         let mut listing = Self::default();
         for (at, path) in directories.iter().enumerate() {
-            let opened = match open(path) {
-                Ok(opened) => Some(opened),
-                Err(Errno::NOENT) => None,
-                Err(error) => {
-                    listing.trouble(path, io::Error::from(error));
-                    None
-                }
-            };
+            let opened = open(path).unwrap_or_else(|error| {
+                listing.trouble(path, error);
+                None
+            });
             match opened.as_ref().map(names).transpose() {
                 Ok(None) => {}
                 Ok(Some(names)) => listing.note(path, at, names),
@@ -127,8 +123,18 @@ impl Listing {
     }
 }
 
-fn open(path: &Path) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+/// Opens a directory; none if there is none.
+fn open(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if Mode::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode).contains(Mode::WOTH) {
+        return Err(io::Error::other("everybody may write in it, and so run programs as root; chmod o-w"));
+    }
+    Ok(Some(directory))
 }
 
 /// The names in a directory that end in `.json`, sorted.

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 
+use crate::limits::HOOK_WATCH_ATTEMPTS_MAX;
+
 /// What happens to the files of a directory. `CREATE` is for links, which nobody
 /// writes and closes.
 const OF_FILES: WatchFlags = WatchFlags::CLOSE_WRITE
@@ -26,10 +28,6 @@ const OF_WAY: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::ONLYDIR);
-
-/// Names that a change is looked for at one directory before its way is watched
-/// as it is: it changes as fast as it can be followed.
-const ATTEMPTS: usize = 8;
 
 /// One inotify instance for several directories, those that are still to come
 /// included. Its descriptor is readable when something may have changed; then
@@ -78,7 +76,7 @@ impl Watch {
 
     /// Watches a directory, or as much of the way to it as there is.
     fn aim_at(&self, directory: &Path) -> Result<(), Errno> {
-        for _ in 0..ATTEMPTS {
+        for _ in 0..HOOK_WATCH_ATTEMPTS_MAX {
             let Some(absent) = self.add(directory, OF_FILES)? else { return Ok(()) };
             let mut way = absent.parent();
             while let Some(above) = way {

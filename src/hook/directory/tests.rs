@@ -154,6 +154,16 @@ fn a_directory_that_cannot_be_read_keeps_its_hooks() {
 }
 
 #[test]
+fn a_directory_of_everybody_is_not_read() {
+    let place = Place::new();
+    place.write("low/a.json", "a");
+    fs::set_permissions(place.path("low"), fs::Permissions::from_mode(0o777)).unwrap();
+    let catalogue = place.catalogue();
+    assert!(catalogue.hooks().is_empty());
+    assert!(catalogue.obstacle().unwrap().reason.contains("chmod o-w"), "{catalogue:?}");
+}
+
+#[test]
 fn after_and_before_go_across_directories_and_a_cycle_is_told() {
     let place = Place::new();
     place.write_with("low/1.json", "1", json!({"after": ["3.json"]}));
