@@ -68,6 +68,8 @@ for purpose in "$@"; do
         need 'strace, to make system calls fail' strace strace has strace
         need 'plugins of CNI' containernetworking-plugins containernetworking-plugins has_cni
         need ip iproute2 iproute has ip
+        need 'podman, the reference for hook files' podman podman has podman
+        need 'Python, for an example hook' python3 python3 has python3
         ;;
     vm)
         need 'qemu, for x86_64 machines' qemu-system-x86 qemu-system-x86-core has qemu-system-x86_64
