@@ -53,7 +53,7 @@ impl Files {
     fn keep_config(&self, directory: &str) {
         let seen = self.directory("seen");
         let script = format!(
-            "sed 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/' | xargs -I B cp B/config.json {}",
+            "sed 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/' | xargs -I @bundle@ cp @bundle@/config.json {}",
             seen.display()
         );
         let file = json!({
