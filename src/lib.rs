@@ -11,6 +11,7 @@ pub mod keeper;
 pub mod hook;
 pub mod monitor;
 pub mod ns;
+pub mod seccomp;
 
 pub mod stream;
 

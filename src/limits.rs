@@ -330,3 +330,101 @@ pub const HOOK_ATTEMPTS_MAX: u32 = 10;
 
 /// Longest pause between two attempts that a hook may ask for.
 pub const HOOK_RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Items in one list of a seccomp selector, rule or verdict. There are some 450
+/// system calls; more containers than this are better told by a label.
+pub const SECCOMP_SELECTOR_ITEMS_MAX: usize = 512;
+
+/// Argument comparisons of one selector. A call has six arguments.
+pub const SECCOMP_SELECTOR_COMPARISONS_MAX: usize = 16;
+
+/// The longest that a plugin may take for one verdict: a call that waits longer
+/// looks like a hang to whoever made it.
+pub const SECCOMP_DEADLINE_MAX: Duration = Duration::from_secs(300);
+
+/// Calls that a plugin is asked about at a time, unless it says otherwise.
+pub const SECCOMP_IN_FLIGHT_DEFAULT: usize = 256;
+
+/// Bytes of a target's memory that are read or written at once: as much as a
+/// write(2) of a pipe's greatest size.
+pub const SECCOMP_MEMORY_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of a text that is read from a target up to its zero: 16 paths
+/// (`PATH_MAX`, limits.h).
+pub const SECCOMP_STRING_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of a target's `/proc/<tid>/status` and `cgroup` that are read: the
+/// kernel writes 2 KiB, and 64 Ki groups at most.
+pub const SECCOMP_STATUS_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of the state that an OCI runtime sends with a listener. It holds all
+/// annotations, and engines put tens of KiB there.
+pub const SECCOMP_STATE_BYTES_MAX: usize = 1 << 20;
+
+/// How long a runtime may take to send it. It does so at once, and a container
+/// waits.
+pub const SECCOMP_STATE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runtimes that are received from at a time; more wait in the socket's backlog.
+pub const SECCOMP_ARRIVALS_MAX: usize = 64;
+
+/// Listeners of one pod: one for each container and for each exec that runs.
+pub const SECCOMP_SESSIONS_MAX: usize = 4096;
+
+/// Calls of one listener, and of one pod, that wait for a verdict. Beyond it the
+/// kernel keeps them; each of ours ends at a deadline and makes room.
+pub const SECCOMP_SESSION_CALLS_MAX: usize = 1024;
+/// See [`SECCOMP_SESSION_CALLS_MAX`].
+pub const SECCOMP_CALLS_MAX: usize = 8192;
+
+/// Registrations of one pod, of rules and plugins together. Every call that
+/// nobody before wanted is compared with all of them.
+pub const SECCOMP_REGISTRATIONS_MAX: usize = 256;
+
+/// Observations that wait for one observer; one that is slower loses the rest,
+/// and is told how many.
+pub const SECCOMP_TAP_QUEUE_MAX: usize = 1024;
+
+/// Observers of one pod.
+pub const SECCOMP_TAPS_MAX: usize = 32;
+
+/// Changes of sessions that wait for one subscriber; one that is slower is told
+/// to look at all of them again.
+pub const SECCOMP_CHANGES_QUEUE_MAX: usize = 1024;
+
+/// Threads for what a target can make slow: reading its memory, connecting in its
+/// name. A thread is there while it is needed, and one second longer.
+pub const SECCOMP_WORKERS_MAX: usize = 64;
+/// See [`SECCOMP_WORKERS_MAX`].
+pub const SECCOMP_WORKER_REST: Duration = Duration::from_secs(1);
+/// Stack of such a thread: it makes one system call.
+pub const SECCOMP_WORKER_STACK_BYTES: usize = 64 << 10;
+
+/// Failures in a row after which a plugin is not asked for a while; and how long.
+/// One call then tries again.
+pub const SECCOMP_FAILURES_IN_A_ROW_MAX: u32 = 5;
+/// See [`SECCOMP_FAILURES_IN_A_ROW_MAX`].
+pub const SECCOMP_SUSPENSION: Duration = Duration::from_secs(1);
+
+/// Different system calls that are counted by name for one container or plugin;
+/// more are counted together. There are some 450.
+pub const SECCOMP_COUNTED_CALLS_MAX: usize = 512;
+
+/// Bytes of one rules file, rules in it, and rules files of a directory. All are
+/// read again at each change.
+pub const SECCOMP_RULES_BYTES_MAX: u64 = 1 << 20;
+/// See [`SECCOMP_RULES_BYTES_MAX`].
+pub const SECCOMP_RULES_MAX: usize = 128;
+/// See [`SECCOMP_RULES_BYTES_MAX`].
+pub const SECCOMP_RULES_FILES_MAX: usize = 64;
+
+/// How long a directory of rules is quiet before it is read again: an editor
+/// writes several times for one change.
+pub const SECCOMP_RULES_SETTLE: Duration = Duration::from_millis(50);
+
+/// How long after the last forbidden call a container is ended: what CRI-O gives.
+pub const SECCOMP_STOP_DELAY: Duration = Duration::from_secs(5);
+
+/// How long a connection that is made in a target's name may take, unless its
+/// rule says otherwise: what Linux needs to give up by itself (tcp_syn_retries).
+pub const SECCOMP_CONNECT_TIMEOUT: Duration = Duration::from_secs(135);
+const _: () = assert!(SECCOMP_CONNECT_TIMEOUT.as_secs() <= SECCOMP_DEADLINE_MAX.as_secs());

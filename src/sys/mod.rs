@@ -14,5 +14,6 @@ pub mod namespace;
 pub mod nsfs;
 pub mod oom;
 pub mod process;
+pub mod seccomp;
 pub mod socket;
 pub mod spawn;

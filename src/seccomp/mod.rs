@@ -1,0 +1,23 @@
+//! Seccomp notifications: received from the kernel, decided by plugins and
+//! built-ins, answered in time.
+//!
+//! An OCI runtime that installs a profile with `SCMP_ACT_NOTIFY` sends the
+//! listener's descriptor to the socket that the profile names. From then on the
+//! kernel stops every call that the profile notifies of until somebody answers.
+//!
+//! All of a pod's seccomp lives on one thread of its own, which starts with the
+//! first connection: listeners, broker and plugins. Its state is behind an `Rc`,
+//! in plain cells; a borrow of a cell never lives across an await.
+//!
+//! What is here is a mechanism for whoever runs the pod. The kernel's manual
+//! (seccomp_unotify(2)) says why it is no wall by itself: see
+//! [`verdict::Verdict::Continue`].
+#![forbid(unsafe_code)]
+
+pub mod notification;
+pub mod plugin;
+pub mod select;
+pub mod syscall;
+pub mod target;
+pub mod verdict;
+pub mod worker;

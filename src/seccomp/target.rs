@@ -1,0 +1,422 @@
+//! The process that made a call, as far as it may be touched on the call's behalf.
+//!
+//! A process id is only a number: by the time that something of the process has
+//! been opened, the process may have ended, and the number may be another's. So a
+//! thing is opened first, and then the kernel is asked whether the call still
+//! waits: if it does, what was opened is the target's, since its thread cannot
+//! have gone anywhere. What is read is given away only after that question, and
+//! nothing is changed before it.
+//!
+//! A target is of use until its call is answered; then everything is refused.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::rc::{Rc, Weak};
+
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+
+use super::worker::Workers;
+use crate::limits::{SECCOMP_MEMORY_BYTES_MAX, SECCOMP_STATUS_BYTES_MAX, SECCOMP_STRING_BYTES_MAX};
+use crate::sys::seccomp as kernel;
+
+/// `PIDFD_THREAD` (linux/pidfd.h, since Linux 6.9): the thread itself, which need
+/// not be the first of its process, and may have descriptors of its own.
+const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(rustix::fs::OFlags::EXCL.bits());
+
+/// Memory is read for a text in steps that end where a page does: the next page
+/// may not be there.
+const PAGE: u64 = 4096;
+
+/// A call that has not been answered. The broker holds the one strong reference.
+#[derive(Debug)]
+pub(super) struct OpenCall {
+    pub(super) listener: Rc<OwnedFd>,
+    pub(super) id: u64,
+    pub(super) tid: u32,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Target {
+    call: Weak<OpenCall>,
+    workers: Workers,
+}
+
+/// Why a target could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TargetError {
+    /// Its call was answered or interrupted, or its thread has ended.
+    #[error("the call does not wait any more: it was answered or interrupted, or its thread has ended")]
+    Gone,
+    /// It is in a pid namespace that cannot be seen from here.
+    #[error("the target's process cannot be seen from podinit's pid namespace")]
+    Invisible,
+    /// More than is allowed at once.
+    #[error("{asked} bytes of the target's memory were asked for; at most {max} are given at once")]
+    TooMuch {
+        /// How much.
+        asked: usize,
+        /// How much is allowed.
+        max: usize,
+    },
+    /// A text without an end.
+    #[error("the text at {address:#x} has no zero within {max} bytes")]
+    Unterminated {
+        /// Where it begins.
+        address: u64,
+        /// How far it was read.
+        max: usize,
+    },
+    /// What the kernel wrote about it was not understood.
+    #[error("cannot understand {0} of the target")]
+    Malformed(&'static str),
+    /// The system call failed.
+    #[error("cannot {doing} of the target: {source}")]
+    Io {
+        /// As in "read the memory".
+        doing: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Who a target is (proc(5), `/proc/<pid>/status`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its process: the thread group.
+    pub pid: u32,
+    /// Real, effective, saved and file system user.
+    pub users: [u32; 4],
+    /// Real, effective, saved and file system group.
+    pub groups: [u32; 4],
+    /// Supplementary groups.
+    pub more_groups: Vec<u32>,
+    /// Inheritable, permitted, effective, bounding and ambient capabilities, a bit each.
+    pub capabilities: [u64; 5],
+    /// Whether `no_new_privs` is set.
+    pub no_new_privileges: bool,
+}
+
+/// One of a target's namespaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// As in `/proc/<pid>/ns`: `net`, `mnt`, ...
+    pub kind: &'static str,
+    /// What tells it from others of its kind.
+    pub inode: u64,
+}
+
+/// The namespaces that a process has of its own (namespaces(7)).
+const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+
+fn fail(doing: &'static str) -> impl Fn(io::Error) -> TargetError {
+    move |source| TargetError::Io { doing, source }
+}
+
+impl OpenCall {
+    /// # Errors
+    /// [`TargetError::Gone`] if the call does not wait any more.
+    pub(super) fn check(&self) -> Result<(), TargetError> {
+        match kernel::is_waiting(self.listener.as_fd(), self.id) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(TargetError::Gone),
+            Err(error) => Err(fail("ask for the call")(error)),
+        }
+    }
+
+    fn path(&self, file: &str) -> Result<String, TargetError> {
+        if self.tid == 0 { Err(TargetError::Invisible) } else { Ok(format!("/proc/{}/{file}", self.tid)) }
+    }
+
+    /// A thing of `/proc/<tid>`, opened and then found to be the target's.
+    fn open(&self, file: &str, write: bool, doing: &'static str) -> Result<File, TargetError> {
+        let path = self.path(file)?;
+        let opened = File::options().read(true).write(write).open(path);
+        self.check()?;
+        opened.map_err(fail(doing))
+    }
+
+    fn text(&self, file: &str, doing: &'static str) -> Result<String, TargetError> {
+        let mut text = String::new();
+        let file = self.open(file, false, doing)?;
+        let read = file.take(SECCOMP_STATUS_BYTES_MAX).read_to_string(&mut text);
+        self.check()?;
+        read.map_err(fail(doing))?;
+        Ok(text)
+    }
+
+    /// The target's thread, or its process where the kernel cannot name threads.
+    pub(super) fn pidfd(&self) -> Result<OwnedFd, TargetError> {
+        let doing = "open the process";
+        let open = |id: u32, flags| {
+            let id = i32::try_from(id).ok().and_then(Pid::from_raw).ok_or(TargetError::Invisible)?;
+            rustix::process::pidfd_open(id, flags).map_err(|errno| fail(doing)(errno.into()))
+        };
+        let opened = match open(self.tid, PIDFD_THREAD) {
+            Err(TargetError::Io { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                open(Credentials::parse(&self.text("status", doing)?)?.pid, PidfdFlags::empty())
+            }
+            opened => opened,
+        };
+        self.check()?;
+        opened
+    }
+}
+
+impl Target {
+    pub(super) fn new(call: &Rc<OpenCall>, workers: Workers) -> Self {
+        Self { call: Rc::downgrade(call), workers }
+    }
+
+    fn call(&self) -> Result<Rc<OpenCall>, TargetError> {
+        self.call.upgrade().ok_or(TargetError::Gone)
+    }
+
+    /// Whether its call still waits for an answer.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.call().and_then(|call| call.check()).is_ok()
+    }
+
+    /// Reads `length` bytes at `address`, or as many as are there before a page
+    /// that is not.
+    ///
+    /// # Errors
+    /// [`TargetError::TooMuch`] beyond [`SECCOMP_MEMORY_BYTES_MAX`]; `EIO` if there
+    /// is nothing at `address`.
+    pub async fn read_memory(&self, address: u64, length: usize) -> Result<Vec<u8>, TargetError> {
+        if length > SECCOMP_MEMORY_BYTES_MAX {
+            return Err(TargetError::TooMuch { asked: length, max: SECCOMP_MEMORY_BYTES_MAX });
+        }
+        self.memory(move |memory| read_at(memory, address, length)).await
+    }
+
+    /// Reads the text at `address` up to its zero, which is not given, and of which
+    /// there is one within `max` bytes.
+    ///
+    /// # Errors
+    /// [`TargetError::Unterminated`]; [`TargetError::TooMuch`] beyond
+    /// [`SECCOMP_STRING_BYTES_MAX`]; `EIO` if there is nothing at `address`.
+    pub async fn read_string(&self, address: u64, max: usize) -> Result<Vec<u8>, TargetError> {
+        if max > SECCOMP_STRING_BYTES_MAX {
+            return Err(TargetError::TooMuch { asked: max, max: SECCOMP_STRING_BYTES_MAX });
+        }
+        let text = self.memory(move |memory| read_text(memory, address, max)).await?;
+        text.ok_or(TargetError::Unterminated { address, max })
+    }
+
+    async fn memory<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, TargetError> {
+        let doing = "read the memory";
+        let memory = self.call()?.open("mem", false, doing)?;
+        let read = self.workers.run(move || read(&memory)).await;
+        self.call()?.check()?;
+        read.and_then(|read| read).map_err(fail(doing))
+    }
+
+    /// Writes `bytes` at `address`: all of them, unless there is an error.
+    ///
+    /// # Errors
+    /// [`TargetError::TooMuch`] beyond [`SECCOMP_MEMORY_BYTES_MAX`]; `EIO` if a page
+    /// is not there or cannot be written; the pages before it have been then.
+    pub async fn write_memory(&self, address: u64, bytes: Vec<u8>) -> Result<(), TargetError> {
+        if bytes.len() > SECCOMP_MEMORY_BYTES_MAX {
+            return Err(TargetError::TooMuch { asked: bytes.len(), max: SECCOMP_MEMORY_BYTES_MAX });
+        }
+        let doing = "write the memory";
+        let memory = self.call()?.open("mem", true, doing)?;
+        let written = self.workers.run(move || memory.write_all_at(&bytes, address)).await;
+        written.and_then(|written| written).map_err(fail(doing))
+    }
+
+    /// A copy of the target's descriptor `number`.
+    ///
+    /// # Errors
+    /// `EBADF` if it is not open there.
+    pub fn duplicate_fd(&self, number: u32) -> Result<OwnedFd, TargetError> {
+        let call = self.call()?;
+        let doing = "duplicate a descriptor";
+        let number = i32::try_from(number).map_err(|_| fail(doing)(rustix::io::Errno::BADF.into()))?;
+        let pidfd = call.pidfd()?;
+        let copy = rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty());
+        call.check()?;
+        copy.map_err(|errno| fail(doing)(errno.into()))
+    }
+
+    /// Gives the target a copy of `fd` without answering its call; its number
+    /// there. A call that is interrupted and made again may leave one each time:
+    /// where the call is to return the number, use `Verdict::AddFd`.
+    ///
+    /// # Errors
+    /// `EMFILE` if the target has no number left, `EBADF` if it may not have `at`.
+    pub fn install_fd(
+        &self,
+        fd: BorrowedFd<'_>,
+        at: Option<u32>,
+        close_on_exec: bool,
+    ) -> Result<u32, TargetError> {
+        let call = self.call()?;
+        let how = kernel::AddFd { at, close_on_exec, is_answer: false };
+        kernel::add_fd(call.listener.as_fd(), call.id, fd, how).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT) => TargetError::Gone,
+            _ => fail("install a descriptor")(error),
+        })
+    }
+
+    /// The target's thread as a pidfd; before Linux 6.9 its process.
+    ///
+    /// # Errors
+    /// [`TargetError::Invisible`] if it cannot be seen from here.
+    pub fn pidfd(&self) -> Result<OwnedFd, TargetError> {
+        self.call()?.pidfd()
+    }
+
+    /// Who the target is.
+    ///
+    /// # Errors
+    /// If `/proc/<tid>/status` cannot be read.
+    pub fn credentials(&self) -> Result<Credentials, TargetError> {
+        Credentials::parse(&self.call()?.text("status", "read the credentials")?)
+    }
+
+    /// The namespaces of the target.
+    ///
+    /// # Errors
+    /// If `/proc/<tid>/ns` cannot be read.
+    pub fn namespaces(&self) -> Result<Vec<Namespace>, TargetError> {
+        let call = self.call()?;
+        let doing = "read the namespaces";
+        let mut namespaces = Vec::with_capacity(NAMESPACES.len());
+        for kind in NAMESPACES {
+            match std::fs::metadata(call.path(&format!("ns/{kind}"))?) {
+                Ok(found) => namespaces.push(Namespace { kind, inode: found.ino() }),
+                // A kernel that was built without this kind.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(fail(doing)(error)),
+            }
+        }
+        call.check()?;
+        Ok(namespaces)
+    }
+
+    /// One namespace of the target, opened: for setns(2).
+    ///
+    /// # Errors
+    /// If there is none of that kind.
+    pub fn namespace(&self, kind: &str) -> Result<OwnedFd, TargetError> {
+        let known = NAMESPACES.iter().any(|known| *known == kind);
+        if !known {
+            return Err(TargetError::Malformed("a namespace that does not exist"));
+        }
+        Ok(self.call()?.open(&format!("ns/{kind}"), false, "open a namespace")?.into())
+    }
+
+    /// The target's cgroups, as `/proc/<pid>/cgroup` lists them (cgroups(7)).
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn cgroup(&self) -> Result<String, TargetError> {
+        self.call()?.text("cgroup", "read the cgroup")
+    }
+}
+
+fn read_at(memory: &File, address: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let at = address.checked_add(done as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        match memory.read_at(rest, at) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    bytes.truncate(done);
+    Ok(bytes)
+}
+
+/// `None` if there is no zero.
+fn read_text(memory: &File, address: u64, max: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut text = Vec::new();
+    while text.len() < max {
+        let at = address.checked_add(text.len() as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        let to_page_end = usize::try_from(PAGE - at % PAGE).unwrap_or(usize::MAX);
+        let chunk = read_at(memory, at, to_page_end.min(max - text.len()))?;
+        if let Some(end) = memchr::memchr(0, &chunk) {
+            text.extend(chunk.into_iter().take(end));
+            return Ok(Some(text));
+        }
+        if chunk.is_empty() {
+            return Ok(None);
+        }
+        text.extend_from_slice(&chunk);
+    }
+    Ok(None)
+}
+
+impl Credentials {
+    /// Reads `/proc/<pid>/status`.
+    fn parse(status: &str) -> Result<Self, TargetError> {
+        let wrong = || TargetError::Malformed("/proc/<tid>/status");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(str::trim).ok_or_else(wrong)
+        };
+        let numbers = |name: &str| -> Result<Vec<u32>, TargetError> {
+            field(name)?.split_whitespace().map(|word| word.parse().map_err(|_| wrong())).collect()
+        };
+        let four = |name: &str| <[u32; 4]>::try_from(numbers(name)?).map_err(|_| wrong());
+        let bits = |name: &str| u64::from_str_radix(field(name)?, 16).map_err(|_| wrong());
+        Ok(Self {
+            pid: field("Tgid")?.parse().map_err(|_| wrong())?,
+            users: four("Uid")?,
+            groups: four("Gid")?,
+            more_groups: numbers("Groups")?,
+            capabilities: [
+                bits("CapInh")?,
+                bits("CapPrm")?,
+                bits("CapEff")?,
+                bits("CapBnd")?,
+                bits("CapAmb")?,
+            ],
+            no_new_privileges: field("NoNewPrivs")? == "1",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_of_this_process() {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let credentials = Credentials::parse(&status).unwrap();
+        assert_eq!(credentials.pid, std::process::id());
+        assert_eq!(credentials.users[1], rustix::process::geteuid().as_raw());
+        assert_eq!(credentials.groups[1], rustix::process::getegid().as_raw());
+        assert!(Credentials::parse(&status.replace("CapEff", "CapOff")).is_err());
+        assert!(Credentials::parse("Tgid:\tx").is_err());
+    }
+
+    /// Two pages, of which the second is not there: `/proc/self/mem` says so.
+    #[test]
+    fn memory_is_read_up_to_where_it_ends() {
+        let memory = File::open("/proc/self/mem").unwrap();
+        let text = *b"some text\0and more";
+        let address = text.as_ptr() as u64;
+        assert_eq!(read_at(&memory, address, text.len()).unwrap(), text);
+        assert_eq!(read_text(&memory, address, 100).unwrap().unwrap(), b"some text");
+        assert_eq!(read_text(&memory, address, 9).unwrap(), None);
+        assert_eq!(read_text(&memory, address, 10).unwrap().unwrap(), b"some text");
+        read_at(&memory, 1, 8).unwrap_err();
+        read_text(&memory, u64::MAX, 8).unwrap_err();
+    }
+}
