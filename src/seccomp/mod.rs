@@ -14,10 +14,24 @@
 //! [`verdict::Verdict::Continue`].
 #![forbid(unsafe_code)]
 
+pub mod arrival;
+pub mod broker;
+mod call;
+mod listener;
 pub mod notification;
 pub mod plugin;
+pub mod recording;
+mod route;
 pub mod select;
+pub mod state;
+pub mod stats;
 pub mod syscall;
+pub mod tap;
 pub mod target;
+pub mod thread;
 pub mod verdict;
 pub mod worker;
+
+pub use broker::Broker;
+pub use route::RegistrationId;
+pub use thread::{Handle, Options, start};

@@ -1,0 +1,460 @@
+//! The broker: who is asked about a call, in which order, and what it is told.
+//!
+//! ```text
+//!  listener ── notification ──▶ rules and plugins by priority ── first verdict ──▶ answer
+//!                                   │ a failure: its own policy       ▲
+//!                                   └── nobody decides: the default ──┘
+//! ```
+//!
+//! What can be decided at once is: on the spot, without a task. Everything else
+//! is a task for each call, so that none waits for another's; a thread that waits
+//! makes no other call, so calls of one thread stay in order.
+//!
+//! All that a successor would need is in [`State`]: the listeners with the ids of
+//! their open calls, and the registrations.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
+
+use super::call::Pending;
+use super::notification::{Session, SessionId};
+use super::plugin::{Plugin, Registration};
+use super::recording::Recordings;
+use super::route::{RegistrationId, Route};
+use super::select::{Call, SelectError, Selector};
+use super::stats::{Counters, PluginStats, Stats, count};
+use super::syscall;
+use super::tap::{self, Observation, Observer, Outcome, Tap};
+use super::verdict::{OnFailure, Verdict};
+use super::worker::Workers;
+use crate::limits::{
+    SECCOMP_CALLS_MAX, SECCOMP_CHANGES_QUEUE_MAX, SECCOMP_COUNTED_CALLS_MAX, SECCOMP_REGISTRATIONS_MAX,
+    SECCOMP_SESSION_CALLS_MAX, SECCOMP_SESSIONS_MAX, SECCOMP_TAPS_MAX,
+};
+use crate::sys::seccomp as kernel;
+
+/// Who decides where nobody else does, in statistics and observations.
+pub const DEFAULT: &str = "default";
+
+/// What happens to calls that nobody decides about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defaults {
+    /// Their answer. [`OnFailure::Next`] is taken for `ENOSYS`.
+    pub unmatched: OnFailure,
+    /// How long, from the broker's start, they wait for the first plugin before
+    /// they get it: plugins take a moment to connect.
+    pub patience: Duration,
+}
+
+impl Default for Defaults {
+    /// What the kernel does where there is no listener.
+    fn default() -> Self {
+        Self { unmatched: OnFailure::Errno(libc::ENOSYS), patience: Duration::from_secs(1) }
+    }
+}
+
+/// A listener came or went.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// This one came.
+    Began(Rc<Session>),
+    /// This one went.
+    Ended(SessionId),
+}
+
+/// Why somebody was not registered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// The selector makes no sense.
+    #[error("the selector of {name:?} cannot be used: {source}")]
+    Selector {
+        /// Of which registration.
+        name: String,
+        /// Why.
+        source: SelectError,
+    },
+    /// Too many.
+    #[error("{name:?} is one registration too many; at most {SECCOMP_REGISTRATIONS_MAX} are taken")]
+    TooMany {
+        /// Of which registration.
+        name: String,
+    },
+    /// Too many.
+    #[error("one observer too many; at most {SECCOMP_TAPS_MAX} are taken")]
+    TooManyObservers,
+}
+
+/// A listener and what is open of it.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) session: Rc<Session>,
+    pub(super) listener: Rc<OwnedFd>,
+    /// Ids of calls that wait for a verdict of a task.
+    pub(super) open: RefCell<BTreeSet<u64>>,
+    /// Who can want its calls, and of which [`State::version`] that is.
+    routes: RefCell<(u64, Rc<[Rc<Route>]>)>,
+}
+
+/// What a successor would have to know.
+#[derive(Debug, Default)]
+struct State {
+    sessions: BTreeMap<SessionId, Rc<Live>>,
+    /// In the order in which they are asked.
+    routes: Vec<Rc<Route>>,
+    /// Changes with every change of `routes`.
+    version: u64,
+    /// The last number given to a session or registration.
+    last: u64,
+    /// Whether any plugin was ever registered.
+    had_plugin: bool,
+    defaults: Defaults,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Broker {
+    state: RefCell<State>,
+    taps: RefCell<Vec<Tap>>,
+    names: RefCell<HashMap<(u32, i32), Option<Rc<str>>>>,
+    counters: RefCell<BTreeMap<String, Rc<Counters>>>,
+    by_default: Rc<Counters>,
+    default_name: Rc<str>,
+    changes: broadcast::Sender<Change>,
+    /// Told when a call has been answered or a registration has come.
+    pub(super) moved: Notify,
+    pub(super) workers: Workers,
+    /// What the `record` built-in has seen.
+    pub recordings: Recordings,
+    pub(super) open: Cell<usize>,
+    pub(super) received: Cell<u64>,
+    pub(super) answered: Cell<u64>,
+    pub(super) interrupted: Cell<u64>,
+    pub(super) gone: Cell<u64>,
+    began: Instant,
+}
+
+/// A registration lasts as long as this.
+#[derive(Debug)]
+pub struct Registered {
+    broker: std::rc::Weak<Broker>,
+    id: RegistrationId,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(broker) = self.broker.upgrade() {
+            broker.unregister(self.id);
+        }
+    }
+}
+
+impl Registered {
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> RegistrationId {
+        self.id
+    }
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self {
+            state: RefCell::default(),
+            taps: RefCell::default(),
+            names: RefCell::default(),
+            counters: RefCell::default(),
+            by_default: Rc::default(),
+            default_name: DEFAULT.into(),
+            changes: broadcast::channel(SECCOMP_CHANGES_QUEUE_MAX).0,
+            moved: Notify::new(),
+            workers: Workers::default(),
+            recordings: Recordings::default(),
+            open: Cell::new(0),
+            received: Cell::new(0),
+            answered: Cell::new(0),
+            interrupted: Cell::new(0),
+            gone: Cell::new(0),
+            began: Instant::now(),
+        }
+    }
+}
+
+impl Broker {
+    /// Asks `plugin` from now on about what its registration selects, until what
+    /// is returned is dropped.
+    ///
+    /// # Errors
+    /// If the selector makes no sense, or there are too many already.
+    pub fn register(
+        self: &Rc<Self>,
+        registration: Registration,
+        plugin: Rc<dyn Plugin>,
+    ) -> Result<Registered, RegisterError> {
+        let registered = self.add_route(registration, plugin)?;
+        self.state.borrow_mut().had_plugin = true;
+        self.moved.notify_waiters();
+        Ok(registered)
+    }
+
+    /// As [`Broker::register`], for what is no plugin: calls that nobody wants go
+    /// on waiting for the first one.
+    ///
+    /// # Errors
+    /// As [`Broker::register`].
+    pub(super) fn add_route(
+        self: &Rc<Self>,
+        registration: Registration,
+        plugin: Rc<dyn Plugin>,
+    ) -> Result<Registered, RegisterError> {
+        let name = registration.name.clone();
+        if self.state.borrow().routes.len() >= SECCOMP_REGISTRATIONS_MAX {
+            return Err(RegisterError::TooMany { name });
+        }
+        let mut state = self.state.borrow_mut();
+        state.last += 1;
+        let id = RegistrationId(state.last);
+        let route = Route::new(id, registration, plugin, self.counters_of(&name));
+        let route = route.map_err(|source| RegisterError::Selector { name, source })?;
+        let priority = route.registration.priority;
+        let position = state.routes.partition_point(|other| other.registration.priority <= priority);
+        state.routes.insert(position, Rc::new(route));
+        state.version += 1;
+        Ok(Registered { broker: Rc::downgrade(self), id })
+    }
+
+    fn unregister(&self, id: RegistrationId) {
+        let mut state = self.state.borrow_mut();
+        let position = state.routes.iter().position(|route| route.id == id);
+        let Some(route) = position.map(|position| state.routes.remove(position)) else { return };
+        state.version += 1;
+        drop(state);
+        route.withdraw();
+    }
+
+    fn counters_of(&self, name: &str) -> Rc<Counters> {
+        let mut counters = self.counters.borrow_mut();
+        if let Some(known) = counters.get(name) {
+            return Rc::clone(known);
+        }
+        // A plugin that comes again and again with another name is counted with its like.
+        let name = if counters.len() >= 4 * SECCOMP_REGISTRATIONS_MAX { "others" } else { name };
+        Rc::clone(counters.entry(name.to_owned()).or_default())
+    }
+
+    /// Looks on at calls that `selector` selects.
+    ///
+    /// # Errors
+    /// If the selector makes no sense, or there are too many observers.
+    pub fn observe(&self, selector: Selector) -> Result<Observer, RegisterError> {
+        let refused = |source| RegisterError::Selector { name: "observer".to_owned(), source };
+        let matcher = selector.compile().map_err(refused)?;
+        let mut taps = self.taps.borrow_mut();
+        taps.retain(Tap::is_open);
+        if taps.len() >= SECCOMP_TAPS_MAX {
+            return Err(RegisterError::TooManyObservers);
+        }
+        let (tap, observer) = tap::pair(matcher);
+        taps.push(tap);
+        Ok(observer)
+    }
+
+    /// The listeners there are.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<Rc<Session>> {
+        self.state.borrow().sessions.values().map(|live| Rc::clone(&live.session)).collect()
+    }
+
+    /// Is told of every change from now on. To know all: subscribe, then ask for
+    /// [`Broker::sessions`]; and do both again after a `Lagged`.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    /// What happens to calls that nobody decides about, from now on.
+    pub fn set_defaults(&self, defaults: Defaults) {
+        self.state.borrow_mut().defaults = defaults;
+        self.moved.notify_waiters();
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let state = self.state.borrow();
+        let counters = self.counters.borrow();
+        let registrations =
+            |name: &str| state.routes.iter().filter(|route| route.registration.name == name).count();
+        let plugins = counters.iter().map(|(name, counters)| PluginStats {
+            name: name.clone(),
+            registrations: registrations(name),
+            time_outs: counters.time_outs.get(),
+            failures: counters.failures.get(),
+            suspended: counters.suspended.get(),
+            interrupted: counters.interrupted.get(),
+        });
+        let entries = counters.iter().flat_map(|(name, counters)| counters.entries(name));
+        Stats {
+            received: self.received.get(),
+            answered: self.answered.get(),
+            interrupted: self.interrupted.get(),
+            gone: self.gone.get(),
+            open: self.open.get(),
+            sessions: state.sessions.len(),
+            plugins: plugins.collect(),
+            entries: entries.chain(self.by_default.entries(DEFAULT)).collect(),
+        }
+    }
+
+    /// Takes a listener. `describe` gets the session's number.
+    ///
+    /// # Errors
+    /// Gives the listener back if there are too many.
+    pub(super) fn begin(
+        &self,
+        listener: OwnedFd,
+        describe: impl FnOnce(SessionId) -> Session,
+    ) -> Result<Rc<Live>, OwnedFd> {
+        let mut state = self.state.borrow_mut();
+        if state.sessions.len() >= SECCOMP_SESSIONS_MAX {
+            return Err(listener);
+        }
+        state.last += 1;
+        let session = Rc::new(describe(SessionId(state.last)));
+        let live = Rc::new(Live {
+            session: Rc::clone(&session),
+            listener: Rc::new(listener),
+            open: RefCell::default(),
+            // No version is this one, so the first call makes the list.
+            routes: RefCell::new((u64::MAX, Rc::from([]))),
+        });
+        state.sessions.insert(session.id, Rc::clone(&live));
+        drop(state);
+        self.tell(Change::Began(session));
+        Ok(live)
+    }
+
+    /// Lets a listener go whose last process has ended.
+    pub(super) fn end(&self, live: &Live) {
+        self.state.borrow_mut().sessions.remove(&live.session.id);
+        self.tell(Change::Ended(live.session.id));
+    }
+
+    fn tell(&self, change: Change) {
+        if self.changes.send(change).is_err() {
+            ::log::trace!("nobody asked to be told of seccomp sessions");
+        }
+    }
+
+    /// Who can want calls of `live`, in order.
+    pub(super) fn routes(&self, live: &Live) -> Rc<[Rc<Route>]> {
+        let state = self.state.borrow();
+        let mut routes = live.routes.borrow_mut();
+        if routes.0 != state.version {
+            let wanted = state.routes.iter().filter(|route| route.matcher.session(&live.session));
+            *routes = (state.version, wanted.cloned().collect());
+        }
+        Rc::clone(&routes.1)
+    }
+
+    /// Whether another call of `live` can be received.
+    pub(super) fn has_room(&self, live: &Live) -> bool {
+        self.open.get() < SECCOMP_CALLS_MAX && live.open.borrow().len() < SECCOMP_SESSION_CALLS_MAX
+    }
+
+    /// Decides about a call, now or in a task.
+    pub(super) fn notified(self: &Rc<Self>, live: &Rc<Live>, received: kernel::Call) {
+        count(&self.received);
+        let began = Instant::now();
+        let call = Call { arch: received.arch, syscall: received.syscall, args: received.args };
+        let pending = Pending::new(self, live, received, began);
+        let routes = self.routes(live);
+        for (position, route) in routes.iter().enumerate() {
+            if !route.matcher.call(&call) {
+                continue;
+            }
+            match route.plugin.at_once(&live.session, &call).map(|verdict| route.check(verdict)) {
+                Some(Ok(Verdict::Pass)) => {}
+                Some(Ok(verdict)) => return pending.settle(verdict, Some(route)),
+                Some(Err(_)) | None => {
+                    pending.decide(routes, position);
+                    return;
+                }
+            }
+        }
+        match self.left_over() {
+            Ok(verdict) => pending.settle(verdict, None),
+            Err(_until) => pending.decide(Rc::clone(&routes), routes.len()),
+        }
+    }
+
+    /// The answer for a call that nobody decided about, or until when it waits for
+    /// the first plugin.
+    pub(super) fn left_over(&self) -> Result<Verdict, Instant> {
+        let state = self.state.borrow();
+        let until = self.began + state.defaults.patience;
+        if !state.had_plugin && Instant::now() < until {
+            return Err(until);
+        }
+        Ok(match state.defaults.unmatched {
+            OnFailure::Next => Verdict::Errno(libc::ENOSYS),
+            unmatched => unmatched.verdict(),
+        })
+    }
+
+    /// A call's name.
+    pub(super) fn name(&self, arch: u32, syscall: i32) -> Option<Rc<str>> {
+        let mut names = self.names.borrow_mut();
+        if let Some(known) = names.get(&(arch, syscall)) {
+            return known.clone();
+        }
+        let name = syscall::name(arch, syscall).map(Rc::from);
+        // Programs can make numbers up.
+        if names.len() < SECCOMP_COUNTED_CALLS_MAX {
+            names.insert((arch, syscall), name.clone());
+        }
+        name
+    }
+
+    /// Counts and shows what became of a call.
+    pub(super) fn settled(
+        &self,
+        pending: &Pending,
+        verdict: super::verdict::VerdictKind,
+        route: Option<&Rc<Route>>,
+        outcome: Outcome,
+    ) {
+        let took = pending.began.elapsed();
+        let counters = route.map_or(&self.by_default, |route| &route.counters);
+        if outcome == Outcome::Interrupted {
+            count(&self.interrupted);
+            count(&counters.interrupted);
+        } else {
+            count(&self.answered);
+            counters.decided(pending.received.arch, pending.received.syscall, verdict, took);
+        }
+        if self.taps.borrow().is_empty() {
+            return;
+        }
+        let call = pending.call();
+        let session = &pending.live.session;
+        let mut observation = None;
+        for tap in self.taps.borrow().iter().filter(|tap| tap.wants(session, &call)) {
+            tap.show(observation.get_or_insert_with(|| {
+                Rc::new(Observation {
+                    notification: pending.notification(),
+                    session: Rc::clone(session),
+                    by: Rc::clone(route.map_or(&self.default_name, |route| &route.name)),
+                    outcome,
+                    took,
+                })
+            }));
+        }
+    }
+}

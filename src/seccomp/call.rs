@@ -1,0 +1,207 @@
+//! One call, from its notification to its answer. It is answered whatever
+//! happens: a call that is forgotten would be a thread that hangs.
+
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+use rustix::process::Signal;
+use tokio::time::{Instant, timeout_at};
+
+use super::broker::{Broker, Live};
+use super::notification::Notification;
+use super::plugin::PluginFailure;
+use super::route::{RegistrationId, Route};
+use super::select::Call;
+use super::tap::Outcome;
+use super::target::{OpenCall, Target, TargetError};
+use super::verdict::Verdict;
+use crate::sys::seccomp as kernel;
+
+/// A call that has been received and not answered.
+#[derive(Debug)]
+pub(super) struct Pending {
+    broker: Rc<Broker>,
+    pub(super) live: Rc<Live>,
+    pub(super) received: kernel::Call,
+    pub(super) began: Instant,
+    is_settled: bool,
+    /// Whether its id is among the open ones of its listener.
+    is_listed: bool,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            // A panic, or the end of the broker.
+            let refused = kernel::Answer::Errno(libc::ENOSYS);
+            let sent = kernel::answer(self.live.listener.as_fd(), self.received.id, refused);
+            ::log::debug!("a call was given up by seccomp's broker: {sent:?}");
+        }
+        if self.is_listed {
+            self.live.open.borrow_mut().remove(&self.received.id);
+            self.broker.open.set(self.broker.open.get().saturating_sub(1));
+            self.broker.moved.notify_waiters();
+        }
+    }
+}
+
+impl Pending {
+    pub(super) fn new(broker: &Rc<Broker>, live: &Rc<Live>, received: kernel::Call, began: Instant) -> Self {
+        Self {
+            broker: Rc::clone(broker),
+            live: Rc::clone(live),
+            received,
+            began,
+            is_settled: false,
+            is_listed: false,
+        }
+    }
+
+    pub(super) fn call(&self) -> Call {
+        Call { arch: self.received.arch, syscall: self.received.syscall, args: self.received.args }
+    }
+
+    pub(super) fn notification(&self) -> Rc<Notification> {
+        let session = &self.live.session;
+        Rc::new(Notification {
+            id: self.received.id,
+            session: session.id,
+            tid: self.received.tid,
+            container: Rc::clone(&session.container),
+            metadata: Rc::clone(&session.metadata),
+            syscall: self.received.syscall,
+            name: self.broker.name(self.received.arch, self.received.syscall),
+            arch: self.received.arch,
+            instruction_pointer: self.received.instruction_pointer,
+            args: self.received.args,
+        })
+    }
+
+    /// Asks `routes` from position `from` on, in a task of its own.
+    pub(super) fn decide(mut self, routes: Rc<[Rc<Route>]>, from: usize) {
+        self.is_listed = true;
+        self.live.open.borrow_mut().insert(self.received.id);
+        self.broker.open.set(self.broker.open.get() + 1);
+        tokio::task::spawn_local(async move {
+            let (verdict, route) = self.verdict(routes, from).await;
+            self.settle(verdict, route.as_ref());
+        });
+    }
+
+    async fn verdict(&self, mut routes: Rc<[Rc<Route>]>, mut from: usize) -> (Verdict, Option<Rc<Route>>) {
+        let open = Rc::new(OpenCall {
+            listener: Rc::clone(&self.live.listener),
+            id: self.received.id,
+            tid: self.received.tid,
+        });
+        let notification = self.notification();
+        let mut asked: Vec<RegistrationId> = Vec::new();
+        loop {
+            for route in routes.iter().skip(from).filter(|route| route.matcher.call(&self.call())) {
+                if asked.contains(&route.id) {
+                    continue;
+                }
+                asked.push(route.id);
+                match self.ask(route, &notification, &open).await {
+                    Verdict::Pass => {}
+                    verdict => return (verdict, Some(Rc::clone(route))),
+                }
+            }
+            // Before the answer, so that a registration in between is not missed.
+            let moved = self.broker.moved.notified();
+            match self.broker.left_over() {
+                Ok(verdict) => return (verdict, None),
+                // Too late is all right: the next turn finds out.
+                Err(until) => drop(timeout_at(until, moved).await),
+            }
+            (routes, from) = (self.broker.routes(&self.live), 0);
+        }
+    }
+
+    /// One plugin's verdict, or what its failure leads to.
+    async fn ask(&self, route: &Rc<Route>, notification: &Rc<Notification>, open: &Rc<OpenCall>) -> Verdict {
+        let at_once = route.plugin.at_once(&self.live.session, &self.call());
+        let verdict = match at_once {
+            Some(verdict) => route.check(verdict),
+            None => {
+                let target = Target::new(open, self.broker.workers.clone());
+                route.ask(Rc::clone(notification), target).await
+            }
+        };
+        verdict.unwrap_or_else(|failure| {
+            let policy = route.registration.on_failure;
+            if failure != PluginFailure::Suspended {
+                let (name, call, container) = (&route.name, notification.call(), &notification.container);
+                ::log::warn!("seccomp plugin {name}, {call} of {container}: {failure}; doing {policy:?}");
+            }
+            policy.verdict()
+        })
+    }
+
+    /// Carries `verdict` out.
+    pub(super) fn settle(mut self, verdict: Verdict, route: Option<&Rc<Route>>) {
+        self.is_settled = true;
+        let kind = verdict.kind();
+        let outcome = self.send(verdict);
+        self.broker.settled(&self, kind, route, outcome);
+    }
+
+    fn send(&self, verdict: Verdict) -> Outcome {
+        let outcome = Outcome::of(&verdict);
+        let answer = match verdict {
+            Verdict::Return(value) => kernel::Answer::Return(value),
+            Verdict::Errno(errno) => kernel::Answer::Errno(errno),
+            Verdict::Continue => kernel::Answer::Continue,
+            // Nobody settles with it; if somebody did, the call must not hang.
+            Verdict::Pass => return self.refuse(libc::ENOSYS),
+            Verdict::AddFd { fd, at, close_on_exec } => {
+                let how = kernel::AddFd { at, close_on_exec, is_answer: true };
+                let added = kernel::add_fd(self.live.listener.as_fd(), self.received.id, fd.as_fd(), how);
+                return match added {
+                    Ok(number) => Outcome::GaveFd(number),
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Outcome::Interrupted,
+                    // It has no number left, or may not have that one: what open(2) would say.
+                    Err(error) => self.refuse(error.raw_os_error().unwrap_or(libc::EMFILE)),
+                };
+            }
+            Verdict::Kill => return self.kill(),
+        };
+        match kernel::answer(self.live.listener.as_fd(), self.received.id, answer) {
+            Ok(()) => outcome,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Outcome::Interrupted,
+            Err(error) => {
+                ::log::error!("cannot answer a call of {}: {error}", self.live.session.container);
+                self.refuse(libc::ENOSYS)
+            }
+        }
+    }
+
+    fn refuse(&self, errno: i32) -> Outcome {
+        let refused = kernel::Answer::Errno(errno);
+        match kernel::answer(self.live.listener.as_fd(), self.received.id, refused) {
+            Ok(()) => Outcome::Failed(errno),
+            Err(_) => Outcome::Interrupted,
+        }
+    }
+
+    fn kill(&self) -> Outcome {
+        let open = OpenCall {
+            listener: Rc::clone(&self.live.listener),
+            id: self.received.id,
+            tid: self.received.tid,
+        };
+        let killed = open.pidfd().and_then(|pidfd| {
+            // To a thread it is to its process all the same: SIGKILL ends all of it (signal(7)).
+            let sent = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+            sent.map_err(|errno| TargetError::Io { doing: "kill the process", source: errno.into() })
+        });
+        match killed {
+            Ok(()) => Outcome::Killed,
+            Err(TargetError::Gone) => Outcome::Interrupted,
+            Err(error) => {
+                ::log::error!("{error}; a call of {} fails instead", self.live.session.container);
+                self.refuse(libc::EPERM)
+            }
+        }
+    }
+}

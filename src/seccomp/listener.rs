@@ -1,0 +1,92 @@
+//! Reading a listener: poll first, receive what there is, stop when nobody is
+//! left who could call.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::broker::{Broker, Live};
+use super::stats::count;
+use crate::sys::seccomp as kernel;
+
+/// Notifications taken in a row before other listeners have their turn.
+const IN_A_ROW: usize = 32;
+
+/// What can be done with a listener now.
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Readable,
+    Idle,
+    HungUp,
+}
+
+fn state(listener: &OwnedFd) -> std::io::Result<State> {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut fds, Some(&at_once)) {
+        Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(State::Idle),
+        Ok(_) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let [fd] = fds;
+    Ok(if fd.revents().contains(PollFlags::IN) { State::Readable } else { State::HungUp })
+}
+
+impl Broker {
+    /// Follows `live` to its end.
+    pub(super) async fn follow(self: Rc<Self>, live: Rc<Live>) {
+        if let Err(error) = kernel::wake_in_step(live.listener.as_fd()) {
+            ::log::debug!("no synchronous wake-up of seccomp targets: {error}");
+        }
+        if let Err(error) = self.read(&live).await {
+            // It is closed; the kernel then fails every call with ENOSYS by itself.
+            ::log::error!("cannot read the seccomp listener of {}: {error}", live.session.container);
+        }
+        self.end(&live);
+        ::log::debug!("seccomp session {} of {} ended", live.session.id.0, live.session.container);
+    }
+
+    async fn read(self: &Rc<Self>, live: &Rc<Live>) -> std::io::Result<()> {
+        let mut buffer = kernel::Buffer::new()?;
+        let fd = AsyncFd::with_interest(Rc::clone(&live.listener), Interest::READABLE)?;
+        loop {
+            let mut ready = fd.readable().await?;
+            let mut taken = 0;
+            loop {
+                match state(&live.listener)? {
+                    State::Idle => {
+                        ready.clear_ready();
+                        break;
+                    }
+                    State::HungUp => return Ok(()),
+                    State::Readable => {}
+                }
+                match kernel::receive(live.listener.as_fd(), &mut buffer) {
+                    Ok(kernel::Received::Call(call)) => self.notified(live, call),
+                    Ok(kernel::Received::Gone) => count(&self.gone),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+                self.room(live).await;
+                taken += 1;
+                if taken % IN_A_ROW == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// Waits until another call can be taken.
+    async fn room(&self, live: &Live) {
+        loop {
+            let moved = self.moved.notified();
+            if self.has_room(live) {
+                return;
+            }
+            moved.await;
+        }
+    }
+}

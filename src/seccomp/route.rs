@@ -1,0 +1,148 @@
+//! A registration, as the broker asks it: in its turn, within its deadline, and
+//! not at all for a while if it has failed too often.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout};
+
+use super::notification::Notification;
+use super::plugin::{Plugin, PluginFailure, Registration};
+use super::select::{Matcher, SelectError};
+use super::stats::{Counters, count};
+use super::target::Target;
+use super::verdict::{ERRNO_MAX, Verdict};
+use crate::limits::{
+    SECCOMP_DEADLINE_MAX, SECCOMP_FAILURES_IN_A_ROW_MAX, SECCOMP_IN_FLIGHT_DEFAULT, SECCOMP_SUSPENSION,
+};
+
+/// A registration's number; not used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RegistrationId(pub u64);
+
+/// See the module.
+pub(super) struct Route {
+    pub(super) id: RegistrationId,
+    pub(super) name: Rc<str>,
+    pub(super) registration: Registration,
+    pub(super) matcher: Matcher,
+    pub(super) plugin: Rc<dyn Plugin>,
+    pub(super) counters: Rc<Counters>,
+    permits: Semaphore,
+    in_a_row: Cell<u32>,
+    suspended_until: Cell<Option<Instant>>,
+    gone: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Route").field("id", &self.id).field("registration", &self.registration).finish()
+    }
+}
+
+impl Route {
+    pub(super) fn new(
+        id: RegistrationId,
+        mut registration: Registration,
+        plugin: Rc<dyn Plugin>,
+        counters: Rc<Counters>,
+    ) -> Result<Self, SelectError> {
+        let matcher = std::mem::take(&mut registration.selector).compile()?;
+        registration.deadline = registration.deadline.clamp(Duration::from_millis(1), SECCOMP_DEADLINE_MAX);
+        let at_a_time = match registration.in_flight_max {
+            0 => SECCOMP_IN_FLIGHT_DEFAULT,
+            given => given.min(Semaphore::MAX_PERMITS),
+        };
+        Ok(Self {
+            id,
+            name: registration.name.as_str().into(),
+            registration,
+            matcher,
+            plugin,
+            counters,
+            permits: Semaphore::new(at_a_time),
+            in_a_row: Cell::new(0),
+            suspended_until: Cell::new(None),
+            gone: watch::channel(false).0,
+        })
+    }
+
+    /// Ends every question that is under way.
+    pub(super) fn withdraw(&self) {
+        self.gone.send_replace(true);
+    }
+
+    /// Asks for a verdict. The result is one that can be carried out.
+    pub(super) async fn ask(
+        &self,
+        notification: Rc<Notification>,
+        target: Target,
+    ) -> Result<Verdict, PluginFailure> {
+        self.refuse_if_suspended()?;
+        let deadline = self.registration.deadline;
+        let answer = async {
+            // The semaphore is never closed.
+            let _permit = self.permits.acquire().await.map_err(|_| PluginFailure::Gone)?;
+            self.plugin.decide(notification, target).await
+        };
+        let mut gone = self.gone.subscribe();
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(deadline, answer) => answer.unwrap_or(Err(PluginFailure::Deadline(deadline))),
+            _ = gone.wait_for(|gone| *gone) => Err(PluginFailure::Gone),
+        };
+        let checked = answer.and_then(|verdict| self.check(verdict));
+        self.note(checked.as_ref().err());
+        checked
+    }
+
+    /// Takes a verdict only if the registration allows it and the kernel knows it.
+    pub(super) fn check(&self, verdict: Verdict) -> Result<Verdict, PluginFailure> {
+        match verdict {
+            Verdict::Continue if !self.registration.allow_continue => {
+                Err(PluginFailure::Nonsense("it said continue, which its registration does not allow".into()))
+            }
+            Verdict::Errno(errno) if !(1..=ERRNO_MAX).contains(&errno) => {
+                Err(PluginFailure::Nonsense(format!("{errno} is no errno; they are 1 to {ERRNO_MAX}")))
+            }
+            verdict => Ok(verdict),
+        }
+    }
+
+    fn refuse_if_suspended(&self) -> Result<(), PluginFailure> {
+        let Some(until) = self.suspended_until.get() else { return Ok(()) };
+        let now = Instant::now();
+        if now < until {
+            count(&self.counters.suspended);
+            return Err(PluginFailure::Suspended);
+        }
+        // This call tries; the others wait for how it goes.
+        self.suspended_until.set(Some(now + SECCOMP_SUSPENSION));
+        Ok(())
+    }
+
+    fn note(&self, failure: Option<&PluginFailure>) {
+        match failure {
+            None => {
+                self.in_a_row.set(0);
+                self.suspended_until.set(None);
+                return;
+            }
+            Some(PluginFailure::Deadline(_)) => count(&self.counters.time_outs),
+            Some(_) => count(&self.counters.failures),
+        }
+        self.in_a_row.set(self.in_a_row.get().saturating_add(1));
+        if self.in_a_row.get() >= SECCOMP_FAILURES_IN_A_ROW_MAX {
+            if self.suspended_until.get().is_none() {
+                let name = &self.name;
+                ::log::warn!(
+                    "seccomp plugin {name} failed {} times in a row; pausing it",
+                    self.in_a_row.get()
+                );
+            }
+            self.suspended_until.set(Some(Instant::now() + SECCOMP_SUSPENSION));
+        }
+    }
+}
