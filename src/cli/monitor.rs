@@ -95,6 +95,7 @@ async fn serve(config: Config, inherited: &Inherited, signals: &SigSet) -> Resul
     let server = Server::new(Rc::clone(&monitor));
     tokio::task::spawn_local(Rc::clone(&server).serve(listener));
     tokio::task::spawn_local(Rc::clone(&monitor).watch_run_dir());
+    monitor.serve_seccomp()?;
     inherited
         .link
         .send(&ToKeeper::Ready)

@@ -124,6 +124,11 @@ pub struct Args {
     #[arg(long, env = "PODINIT_STREAMING_SOCKET", action = ArgAction::SetTrue, value_parser = switch)]
     streaming_socket: bool,
 
+    /// Rules for seccomp notifications: a file, or a directory of *.json files
+    /// [default: /etc/podinit/seccomp.d].
+    #[arg(long, env = "PODINIT_SECCOMP_RULES", value_parser = path, value_name = "PATH")]
+    seccomp_rules: Option<Setting<PathBuf>>,
+
     /// Stay in the foreground; no pidfile is written then.
     #[arg(long, env = "CONMON_SKIP_FORK", action = ArgAction::SetTrue, value_parser = switch)]
     skip_fork: bool,
@@ -166,6 +171,7 @@ impl Args {
             run_dir.ok_or_else(|| unset("run directory", "--runtime-dir DIR", "CONMON_RUNTIME_DIR"))?;
         let runtime_root = self.runtime_root.as_ref().and_then(|root| root.0.as_deref());
         let create_timeout = self.create_timeout.as_ref().and_then(|timeout| timeout.0);
+        let seccomp_rules = self.seccomp_rules.as_ref().and_then(|rules| rules.0.as_deref());
         let runtime = absolute(runtime)?;
         check_runtime(&runtime)?;
         Ok(Config {
@@ -176,6 +182,7 @@ impl Args {
             create_timeout: create_timeout.unwrap_or(CREATE_TIMEOUT),
             log_level: self.log_level.0.unwrap_or(LogLevel::Info),
             log_sink: self.log_driver.0.unwrap_or(LogSink::Systemd),
+            seccomp_rules: seccomp_rules.map(absolute).transpose()?,
         })
     }
 

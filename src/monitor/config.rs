@@ -64,4 +64,6 @@ pub struct Config {
     pub log_level: LogLevel,
     /// Where it is logged.
     pub log_sink: LogSink,
+    /// Rules for seccomp notifications: a file, or a directory of `*.json`.
+    pub seccomp_rules: Option<PathBuf>,
 }

@@ -41,6 +41,7 @@ mod running;
 pub mod runtime;
 pub mod sandbox;
 pub mod saved;
+pub mod seccomp;
 pub mod session;
 mod starter;
 pub mod stop;
@@ -62,6 +63,7 @@ use reaper::{Child, Reaper};
 use relay::{Attach, Relay, StreamStats};
 use running::Family;
 use runtime::Runtime;
+use seccomp::Seccomp;
 
 /// The monitor of one pod.
 #[derive(Debug)]
@@ -72,6 +74,8 @@ pub struct Monitor {
     pub events: EventLog,
     /// The children of this process.
     pub reaper: Rc<Reaper>,
+    /// Seccomp notifications of the containers.
+    pub seccomp: Rc<Seccomp>,
     relay: Relay,
     runtime: Runtime,
     containers: RefCell<BTreeMap<ContainerId, Slot>>,
@@ -114,6 +118,7 @@ impl Monitor {
             relay: Relay::start()?,
             runtime,
             reaper,
+            seccomp: Seccomp::new(&config),
             containers: RefCell::default(),
             created_or_not: Notify::new(),
             namespaces: Sandboxes::new(&config.run_dir),

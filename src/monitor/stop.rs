@@ -15,6 +15,7 @@ use crate::monitor::fdsocket;
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::{Effect, Input, Phase};
 use crate::monitor::runtime::Purpose;
+use crate::monitor::seccomp;
 use crate::monitor::{Monitor, Slot};
 
 /// How a stop ended.
@@ -226,7 +227,8 @@ impl Monitor {
                 ::log::warn!("cannot remove {}: {error}", directory.display());
             }
         }
-        for file in ["conmon.sock", "streaming.sock", "pidfile", fdsocket::NAME, init::FILE_NAME] {
+        let sockets = ["conmon.sock", "streaming.sock", fdsocket::NAME, seccomp::NAME];
+        for file in sockets.into_iter().chain(["pidfile", init::FILE_NAME]) {
             if let Err(error) = crate::monitor::create::remove_stale(&run_dir.join(file)) {
                 ::log::warn!("{error}");
             }

@@ -80,8 +80,12 @@ pub struct Door {
 }
 
 impl Broker {
-    /// Takes listeners for ever. `pod` is the name of the run directory.
-    pub(super) async fn receive(self: Rc<Self>, door: Door, pod: Rc<str>) {
+    /// Takes listeners at `door` from now on.
+    pub fn open(self: &Rc<Self>, door: Door) {
+        tokio::task::spawn_local(Rc::clone(self).receive(door));
+    }
+
+    async fn receive(self: Rc<Self>, door: Door) {
         let Ok(listener) = AsyncFd::with_interest(door.listener, Interest::READABLE) else { return };
         let permits = Arc::new(Semaphore::new(SECCOMP_ARRIVALS_MAX));
         let container: Option<Rc<str>> = door.container.map(Rc::from);
@@ -93,9 +97,9 @@ impl Broker {
             let accepted = ready.try_io(|fd| Ok(acceptfrom_with(fd.get_ref(), flags)?.0));
             match accepted {
                 Ok(Ok(connection)) => {
-                    let (broker, pod, container) = (Rc::clone(&self), Rc::clone(&pod), container.clone());
+                    let (broker, container) = (Rc::clone(&self), container.clone());
                     tokio::task::spawn_local(async move {
-                        if let Err(error) = broker.arrive(connection, &pod, container.as_deref()).await {
+                        if let Err(error) = broker.arrive(connection, container.as_deref()).await {
                             ::log::warn!("{error}");
                         }
                         drop(permit);
@@ -113,7 +117,6 @@ impl Broker {
     async fn arrive(
         self: Rc<Self>,
         connection: OwnedFd,
-        pod: &str,
         container: Option<&str>,
     ) -> Result<(), ArrivalError> {
         check_peer(&connection)?;
@@ -136,7 +139,8 @@ impl Broker {
         if !is_listener(listener.as_fd()) {
             return Err(ArrivalError::NotAListener);
         }
-        self.adopt(listener, |id| state.session(id, pod, now_ns())).map_err(|_closed| ArrivalError::TooMany)
+        let pod = Rc::clone(&self.pod);
+        self.adopt(listener, |id| state.session(id, &pod, now_ns())).map_err(|_closed| ArrivalError::TooMany)
     }
 
     /// Takes `listener` as a session's and follows it. `describe` gets its number.

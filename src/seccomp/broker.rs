@@ -120,6 +120,8 @@ struct State {
 /// See the module.
 #[derive(Debug)]
 pub struct Broker {
+    /// What the pod is called where no engine says.
+    pub(super) pod: Rc<str>,
     state: RefCell<State>,
     taps: RefCell<Vec<Tap>>,
     names: RefCell<HashMap<(u32, i32), Option<Rc<str>>>>,
@@ -163,9 +165,13 @@ impl Registered {
     }
 }
 
-impl Default for Broker {
-    fn default() -> Self {
-        Self {
+impl Broker {
+    /// A broker without listeners, of a pod that is called `pod` where no engine
+    /// says what.
+    #[must_use]
+    pub fn new(pod: &str) -> Rc<Self> {
+        Rc::new(Self {
+            pod: pod.into(),
             state: RefCell::default(),
             taps: RefCell::default(),
             names: RefCell::default(),
@@ -182,11 +188,9 @@ impl Default for Broker {
             interrupted: Cell::new(0),
             gone: Cell::new(0),
             began: Instant::now(),
-        }
+        })
     }
-}
 
-impl Broker {
     /// Asks `plugin` from now on about what its registration selects, until what
     /// is returned is dropped.
     ///

@@ -1,6 +1,7 @@
 //! The thread that all of a pod's seccomp lives on, and how others speak to it.
 
 use std::io;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +22,19 @@ pub struct Options {
     pub pod: String,
     /// Where runtimes connect.
     pub doors: Vec<Door>,
+    /// Rules: a file, or a directory of `*.json`.
+    pub rules: Option<PathBuf>,
+    /// Where containers are ended.
+    pub stops: mpsc::UnboundedSender<StopRequest>,
+}
+
+/// A container is to be ended, because a rule says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StopRequest {
+    /// Its id.
+    pub container: String,
+    /// What it did.
+    pub reason: String,
 }
 
 /// A way to the broker from other threads. The broker ends when it is dropped.
@@ -44,11 +58,10 @@ pub fn start(options: Options, extension: Extension) -> io::Result<Handle> {
             }
         };
         runtime.block_on(async move {
-            let broker = Rc::new(Broker::default());
-            let pod: Rc<str> = options.pod.into();
+            let broker = Broker::new(&options.pod);
             extension(Rc::clone(&broker));
             for door in options.doors {
-                tokio::task::spawn_local(Rc::clone(&broker).receive(door, Rc::clone(&pod)));
+                broker.open(door);
             }
             while let Some(job) = inbox.recv().await {
                 job(&broker);
@@ -74,14 +87,10 @@ impl Handle {
         receiver.await.ok()
     }
 
-    /// As [`Handle::ask`], for callers without an event loop.
-    pub fn ask_blocking<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&Rc<Broker>) -> T + Send + 'static,
-    ) -> Option<T> {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let job: Job = Box::new(move |broker| drop(sender.send(question(broker))));
-        self.jobs.send(job).ok()?;
-        receiver.recv().ok()
+    /// Has the broker do something, sooner or later.
+    pub fn tell(&self, what: impl FnOnce(&Rc<Broker>) + Send + 'static) {
+        if self.jobs.send(Box::new(what)).is_err() {
+            ::log::error!("the thread of seccomp's broker has ended");
+        }
     }
 }

@@ -57,6 +57,9 @@ pub fn monitor_args(config: &Config) -> Vec<OsString> {
     }
     args.extend(["--create-timeout-ms".into(), config.create_timeout.as_millis().to_string().into()]);
     args.extend(["--log-level".into(), level.into(), "--log-driver".into(), sink.into()]);
+    if let Some(rules) = &config.seccomp_rules {
+        args.extend(["--seccomp-rules".into(), rules.clone().into()]);
+    }
     args
 }
 
@@ -86,6 +89,7 @@ pub fn monitor_config(args: &[OsString]) -> Result<Config, NotOurs> {
         streaming,
         log_level: text("--log-level").and_then(level).ok_or(NotOurs("no --log-level"))?,
         log_sink: text("--log-driver").and_then(sink).ok_or(NotOurs("no --log-driver"))?,
+        seccomp_rules: value("--seccomp-rules").map(PathBuf::from),
     })
 }
 
@@ -112,6 +116,7 @@ mod tests {
                     },
                     log_level,
                     log_sink,
+                    seccomp_rules: (log_level < LogLevel::Info).then(|| "/etc/rules".into()),
                 };
                 let arrived = monitor_config(&monitor_args(&config)).unwrap();
                 assert_eq!(format!("{arrived:?}"), format!("{config:?}"));

@@ -1,0 +1,137 @@
+//! What a notified system call costs: a bare loop of ioctls as the floor, then
+//! the broker of the shipped binary, where nobody wants the call and where a
+//! built-in decides; calls that are sustained; descriptors that leak.
+//!
+//! Every number is of the same target: a process that makes one call again and
+//! again, under a filter that notifies of it. It starts itself anew for that, and
+//! for the bare loop, so that each side is a process of its own.
+//!
+//! `PODINIT_BENCH_CALLS` calls a round (20000), `PODINIT_BENCH_ROUNDS` rounds (7),
+//! `PODINIT_BENCH_LEAK_CALLS` calls for the leak (1000000).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a bench")]
+
+#[path = "../common/mod.rs"]
+mod bench;
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod target;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use bench::{Samples, processes, setting};
+use common::{Options, Place, Pod};
+
+/// The most that the broker may cost, in bare loops.
+const FACTOR_MAX: f64 = 1.3;
+/// Calls per second that one container must get, with none lost.
+const SUSTAINED: f64 = 10_000.0;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.get(1).map(String::as_str) {
+        Some("target") => target::run(&arguments[2..]),
+        Some("bare") => target::bare(Path::new(&arguments[2])),
+        _ => compare(),
+    }
+}
+
+/// This program again, in another role.
+fn again(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(arguments).stdout(Stdio::piped());
+    command
+}
+
+/// Runs one target against the socket at `path`; nanoseconds per call.
+fn round(path: &Path, container: &str, calls: usize) -> f64 {
+    let path = path.to_str().expect("text");
+    let output = again(&["target", path, container, &calls.to_string()]).output().expect("a target");
+    assert!(output.status.success(), "a target: {}", output.status);
+    String::from_utf8(output.stdout).expect("text").trim().parse().expect("nanoseconds per call")
+}
+
+/// The bare loop at `path`, ready.
+struct Bare(Child);
+
+impl Bare {
+    fn start(path: &Path) -> Self {
+        let mut child = again(&["bare", path.to_str().expect("text")]).spawn().expect("a bare loop");
+        let mut line = String::new();
+        let stdout = child.stdout.as_mut().expect("a pipe");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("ready");
+        Self(child)
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn pod_with_rules() -> (Pod, PathBuf) {
+    let place = Place::new();
+    let rules = place.path("rules.json");
+    let text = r#"{"version": 1, "defaults": {"unmatched": "errno:EPERM", "patienceMs": 0}, "rules": [
+        {"name": "bench", "match": {"containers": ["built-in"], "syscalls": ["getppid"]},
+         "do": {"errno": "EPERM"}}]}"#;
+    fs::write(&rules, text).expect("rules");
+    let arguments = vec!["--seccomp-rules".to_owned(), rules.to_str().expect("text").to_owned()];
+    let pod = Pod::start_in(place, Options { arguments, ..Options::default() });
+    let socket = pod.run_dir().join("seccomp.sock");
+    (pod, socket)
+}
+
+fn compare() -> ExitCode {
+    let calls = setting("PODINIT_BENCH_CALLS", 20_000);
+    let rounds = setting("PODINIT_BENCH_ROUNDS", 7);
+    let (pod, socket) = pod_with_rules();
+    let bare_socket = pod.place.path("bare.sock");
+    let bare_loop = Bare::start(&bare_socket);
+
+    let (mut bare, mut nobody, mut built_in) = (Samples::default(), Samples::default(), Samples::default());
+    for _ in 0..rounds {
+        bare.add(round(&bare_socket, "bare", calls));
+        nobody.add(round(&socket, "nobody", calls));
+        built_in.add(round(&socket, "built-in", calls));
+    }
+    drop(bare_loop);
+    let row = |name: &str, samples: &Samples| {
+        let (low, median, high) = (samples.at(0), samples.median(), samples.at(100));
+        println!("{name:28} {:8.2} {:8.2} {:8.2} µs", low / 1e3, median / 1e3, high / 1e3);
+    };
+    println!("{:28} {:>8} {:>8} {:>8}", format!("{calls} calls, {rounds} rounds"), "least", "median", "most");
+    row("bare loop of ioctls", &bare);
+    row("broker, nobody wants it", &nobody);
+    row("broker, built-in errno", &built_in);
+    let mut failed = false;
+    for (name, samples) in [("nobody wants it", &nobody), ("built-in errno", &built_in)] {
+        let factor = samples.median() / bare.median();
+        println!("{name}: {factor:.2} bare loops (at most {FACTOR_MAX})");
+        failed |= factor > FACTOR_MAX;
+        let per_second = 1e9 / samples.median();
+        println!("{name}: {per_second:.0} calls/s sustained (at least {SUSTAINED:.0}), none lost");
+        failed |= per_second < SUSTAINED;
+    }
+    failed |= leaks(&pod, &socket);
+    pod.shutdown();
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Many calls of many sessions: the monitor has the descriptors it had.
+fn leaks(pod: &Pod, socket: &Path) -> bool {
+    let calls = setting("PODINIT_BENCH_LEAK_CALLS", 1_000_000);
+    let [_, monitor] = processes(pod);
+    let descriptors = || fs::read_dir(format!("/proc/{monitor}/fd")).expect("the monitor").count();
+    let before = descriptors();
+    let sessions = 20;
+    for _ in 0..sessions {
+        round(socket, "built-in", calls / sessions);
+    }
+    bench::until("the last session's end", || descriptors() <= before);
+    println!("{calls} calls of {sessions} sessions: {before} descriptors before, {} after", descriptors());
+    descriptors() > before
+}

@@ -1,0 +1,104 @@
+//! The two processes at the ends: one that makes notified calls, one that does
+//! nothing but answer them.
+
+use std::io::{IoSlice, IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
+use podinit::sys::seccomp::{Answer, Buffer, Received, answer, receive, wake_in_step};
+use podinit::sys::socket;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, acceptfrom_with, recvmsg, sendmsg,
+};
+
+/// Makes `calls` calls of getppid(2) under a filter that notifies of it, whose
+/// listener goes to the socket at `path`; prints the nanoseconds of one.
+pub(crate) fn run(arguments: &[String]) -> ExitCode {
+    let [path, container, calls] = arguments else { return ExitCode::FAILURE };
+    let calls: u32 = calls.parse().expect("a number");
+    let connection = socket::connect(Path::new(path), SocketType::STREAM).expect("a socket");
+    let mut filter = ScmpFilterContext::new(ScmpAction::Allow).expect("a filter");
+    filter.add_rule(ScmpAction::Notify, ScmpSyscall::from_name("getppid").expect("a call")).expect("a rule");
+    filter.load().expect("a filter that is loaded");
+    send(&connection, &filter, container);
+    drop(connection);
+
+    // The first ones wait for the other side to be ready.
+    for _ in 0..100 {
+        once();
+    }
+    let began = Instant::now();
+    for _ in 0..calls {
+        once();
+    }
+    println!("{}", began.elapsed().as_nanos() / u128::from(calls.max(1)));
+    ExitCode::SUCCESS
+}
+
+/// One call, which must be refused: were a call lost, its real answer would be a pid.
+fn once() {
+    // getppid(2) cannot fail, so libc gives the kernel's answer as it is.
+    assert_eq!(nix::unistd::getppid().as_raw(), -libc::EPERM);
+}
+
+fn send(connection: &OwnedFd, filter: &ScmpFilterContext, container: &str) {
+    let number = filter.get_notify_fd().expect("a listener");
+    let fd = podinit::sys::fd::take_inherited(number).expect("a listener");
+    let state = serde_json::json!({
+        "ociVersion": "1.0.2", "fds": ["seccompFd"], "pid": std::process::id(), "metadata": "",
+        "state": { "ociVersion": "1.0.2", "id": container, "status": "creating",
+                   "pid": std::process::id(), "bundle": "/" },
+    });
+    let text = state.to_string();
+    let fds: [BorrowedFd<'_>; 1] = [fd.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let parts = [IoSlice::new(text.as_bytes())];
+    let sent = sendmsg(connection, &parts, &mut control, SendFlags::empty()).expect("sent");
+    assert_eq!(sent, text.len());
+}
+
+/// Takes one listener after the other at the socket `path`, and refuses every call
+/// by nothing but ioctls.
+pub(crate) fn bare(path: &Path) -> ExitCode {
+    let door = socket::listen(path, SocketType::STREAM, 8).expect("a socket");
+    println!("ready");
+    std::io::stdout().flush().expect("a pipe");
+    loop {
+        let mut fds = [rustix::event::PollFd::new(&door, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, None).expect("poll");
+        let (connection, _) = acceptfrom_with(&door, SocketFlags::CLOEXEC).expect("a connection");
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut bytes = [0; 4096];
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        recvmsg(&connection, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).expect("a message");
+        let listener = control.drain().find_map(|part| match part {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        serve(&listener.expect("a listener"));
+    }
+}
+
+fn serve(listener: &OwnedFd) {
+    if std::env::var_os("PODINIT_BENCH_ASYNC_WAKE").is_none() {
+        wake_in_step(listener.as_fd()).expect("Linux 6.6");
+    }
+    let mut buffer = Buffer::new().expect("notifications");
+    loop {
+        // At the end of the last user the kernel says that there is nothing.
+        match receive(listener.as_fd(), &mut buffer).expect("receive") {
+            Received::Call(call) => {
+                answer(listener.as_fd(), call.id, Answer::Errno(libc::EPERM)).expect("answer");
+            }
+            Received::Gone => return,
+        }
+    }
+}
