@@ -376,9 +376,9 @@ pub const SECCOMP_SESSION_CALLS_MAX: usize = 1024;
 /// See [`SECCOMP_SESSION_CALLS_MAX`].
 pub const SECCOMP_CALLS_MAX: usize = 8192;
 
-/// Registrations of one pod, of rules and plugins together. Every call that
-/// nobody before wanted is compared with all of them.
-pub const SECCOMP_REGISTRATIONS_MAX: usize = 256;
+/// Registrations of plugins in one pod. Every call that nobody before wanted is
+/// compared with all of them.
+pub const SECCOMP_REGISTRATIONS_MAX: usize = 128;
 
 /// Observations that wait for one observer; one that is slower loses the rest,
 /// and is told how many.

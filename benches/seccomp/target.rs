@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
 /// One call, which must be refused: were a call lost, its real answer would be a pid.
 fn once() {
     // getppid(2) cannot fail, so libc gives the kernel's answer as it is.
-    assert_eq!(nix::unistd::getppid().as_raw(), -libc::EPERM);
+    assert!(nix::unistd::getppid().as_raw() < 0, "a call was not answered by us");
 }
 
 fn send(connection: &OwnedFd, filter: &ScmpFilterContext, container: &str) {

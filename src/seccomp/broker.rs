@@ -19,18 +19,21 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::time::Instant;
 
+use super::builtin;
 use super::call::Pending;
 use super::notification::{Session, SessionId};
 use super::plugin::{Plugin, Registration};
 use super::recording::Recordings;
 use super::route::{RegistrationId, Route};
+use super::rules::Rules;
 use super::select::{Call, SelectError, Selector};
 use super::stats::{Counters, PluginStats, Stats, count};
 use super::syscall;
 use super::tap::{self, Observation, Observer, Outcome, Tap};
+use super::thread::StopRequest;
 use super::verdict::{OnFailure, Verdict};
 use super::worker::Workers;
 use crate::limits::{
@@ -128,12 +131,15 @@ pub struct Broker {
     counters: RefCell<BTreeMap<String, Rc<Counters>>>,
     by_default: Rc<Counters>,
     default_name: Rc<str>,
+    rules: RefCell<Vec<Registered>>,
     changes: broadcast::Sender<Change>,
     /// Told when a call has been answered or a registration has come.
     pub(super) moved: Notify,
     pub(super) workers: Workers,
+    /// Where containers are ended.
+    pub(super) stops: mpsc::UnboundedSender<StopRequest>,
     /// What the `record` built-in has seen.
-    pub recordings: Recordings,
+    pub recordings: Rc<Recordings>,
     pub(super) open: Cell<usize>,
     pub(super) received: Cell<u64>,
     pub(super) answered: Cell<u64>,
@@ -167,9 +173,9 @@ impl Registered {
 
 impl Broker {
     /// A broker without listeners, of a pod that is called `pod` where no engine
-    /// says what.
+    /// says what. Rules that end containers say so to `stops`.
     #[must_use]
-    pub fn new(pod: &str) -> Rc<Self> {
+    pub fn new(pod: &str, stops: mpsc::UnboundedSender<StopRequest>) -> Rc<Self> {
         Rc::new(Self {
             pod: pod.into(),
             state: RefCell::default(),
@@ -178,10 +184,12 @@ impl Broker {
             counters: RefCell::default(),
             by_default: Rc::default(),
             default_name: DEFAULT.into(),
+            rules: RefCell::default(),
             changes: broadcast::channel(SECCOMP_CHANGES_QUEUE_MAX).0,
             moved: Notify::new(),
             workers: Workers::default(),
-            recordings: Recordings::default(),
+            recordings: Rc::default(),
+            stops,
             open: Cell::new(0),
             received: Cell::new(0),
             answered: Cell::new(0),
@@ -201,31 +209,53 @@ impl Broker {
         registration: Registration,
         plugin: Rc<dyn Plugin>,
     ) -> Result<Registered, RegisterError> {
-        let registered = self.add_route(registration, plugin)?;
+        let plugins = self.state.borrow().routes.iter().filter(|route| route.is_plugin).count();
+        if plugins >= SECCOMP_REGISTRATIONS_MAX {
+            return Err(RegisterError::TooMany { name: registration.name });
+        }
+        let registered = self.add_route(registration, plugin, true)?;
         self.state.borrow_mut().had_plugin = true;
         self.moved.notify_waiters();
         Ok(registered)
     }
 
-    /// As [`Broker::register`], for what is no plugin: calls that nobody wants go
-    /// on waiting for the first one.
+    /// Asks rules instead of those that there were. What an earlier rule has begun,
+    /// it ends.
     ///
     /// # Errors
-    /// As [`Broker::register`].
-    pub(super) fn add_route(
+    /// If one of them makes no sense; then the others are asked.
+    pub fn set_rules(self: &Rc<Self>, rules: &Rules) -> Result<(), RegisterError> {
+        // No call can be decided in between: nothing here waits.
+        drop(self.rules.take());
+        self.set_defaults(rules.defaults());
+        let routes = rules
+            .rules
+            .iter()
+            .map(|rule| self.add_route(rule.registration(), builtin::of(&rule.action, self), false));
+        let (mut registered, mut refused) = (Vec::new(), Ok(()));
+        for route in routes {
+            match route {
+                Ok(route) => registered.push(route),
+                Err(error) => refused = Err(error),
+            }
+        }
+        self.rules.replace(registered);
+        refused
+    }
+
+    fn add_route(
         self: &Rc<Self>,
         registration: Registration,
         plugin: Rc<dyn Plugin>,
+        is_plugin: bool,
     ) -> Result<Registered, RegisterError> {
         let name = registration.name.clone();
-        if self.state.borrow().routes.len() >= SECCOMP_REGISTRATIONS_MAX {
-            return Err(RegisterError::TooMany { name });
-        }
         let mut state = self.state.borrow_mut();
         state.last += 1;
         let id = RegistrationId(state.last);
         let route = Route::new(id, registration, plugin, self.counters_of(&name));
-        let route = route.map_err(|source| RegisterError::Selector { name, source })?;
+        let mut route = route.map_err(|source| RegisterError::Selector { name, source })?;
+        route.is_plugin = is_plugin;
         let priority = route.registration.priority;
         let position = state.routes.partition_point(|other| other.registration.priority <= priority);
         state.routes.insert(position, Rc::new(route));
@@ -239,7 +269,9 @@ impl Broker {
         let Some(route) = position.map(|position| state.routes.remove(position)) else { return };
         state.version += 1;
         drop(state);
-        route.withdraw();
+        if route.is_plugin {
+            route.withdraw();
+        }
     }
 
     fn counters_of(&self, name: &str) -> Rc<Counters> {

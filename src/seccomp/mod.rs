@@ -16,12 +16,16 @@
 
 pub mod arrival;
 pub mod broker;
+pub mod builtin;
 mod call;
+pub mod lint;
 mod listener;
 pub mod notification;
 pub mod plugin;
 pub mod recording;
+pub mod reload;
 mod route;
+pub mod rules;
 pub mod select;
 pub mod state;
 pub mod stats;

@@ -30,6 +30,8 @@ pub(super) struct Route {
     pub(super) matcher: Matcher,
     pub(super) plugin: Rc<dyn Plugin>,
     pub(super) counters: Rc<Counters>,
+    /// Not a rule: somebody else's, whose end is the end of what it was asked.
+    pub(super) is_plugin: bool,
     permits: Semaphore,
     in_a_row: Cell<u32>,
     suspended_until: Cell<Option<Instant>>,
@@ -62,6 +64,7 @@ impl Route {
             matcher,
             plugin,
             counters,
+            is_plugin: true,
             permits: Semaphore::new(at_a_time),
             in_a_row: Cell::new(0),
             suspended_until: Cell::new(None),

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::arrival::Door;
 use super::broker::Broker;
+use super::{reload, rules};
 
 type Job = Box<dyn FnOnce(&Rc<Broker>) + Send>;
 
@@ -58,7 +59,10 @@ pub fn start(options: Options, extension: Extension) -> io::Result<Handle> {
             }
         };
         runtime.block_on(async move {
-            let broker = Broker::new(&options.pod);
+            let broker = Broker::new(&options.pod, options.stops);
+            let rules = options.rules.unwrap_or_else(|| rules::DIRECTORY.into());
+            let watch = reload::Watch::begin(Rc::clone(&broker), rules);
+            tokio::task::spawn_local(watch.go_on());
             extension(Rc::clone(&broker));
             for door in options.doors {
                 broker.open(door);
