@@ -6,7 +6,7 @@
 //! again, under a filter that notifies of it. It starts itself anew for that, and
 //! for the bare loop, so that each side is a process of its own.
 //!
-//! `PODINIT_BENCH_CALLS` calls a round (20000), `PODINIT_BENCH_ROUNDS` rounds (7),
+//! `PODINIT_BENCH_CALLS` calls a round (2000), `PODINIT_BENCH_ROUNDS` rounds (60),
 //! `PODINIT_BENCH_LEAK_CALLS` calls for the leak (1000000).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a bench")]
 
@@ -23,6 +23,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use bench::{Samples, processes, setting};
 use common::{Options, Place, Pod};
 
+/// The percentile that is compared. A call is two switches of context, so whatever
+/// else runs on the machine multiplies it: the quieter rounds tell what it costs.
+const QUIET: usize = 25;
 /// The most that the broker may cost, in bare loops.
 const FACTOR_MAX: f64 = 1.3;
 /// Calls per second that one container must get, with none lost.
@@ -86,8 +89,8 @@ fn pod_with_rules() -> (Pod, PathBuf) {
 }
 
 fn compare() -> ExitCode {
-    let calls = setting("PODINIT_BENCH_CALLS", 20_000);
-    let rounds = setting("PODINIT_BENCH_ROUNDS", 7);
+    let calls = setting("PODINIT_BENCH_CALLS", 2_000);
+    let rounds = setting("PODINIT_BENCH_ROUNDS", 60);
     let (pod, socket) = pod_with_rules();
     let bare_socket = pod.place.path("bare.sock");
     let bare_loop = Bare::start(&bare_socket);
@@ -100,20 +103,26 @@ fn compare() -> ExitCode {
     }
     drop(bare_loop);
     let row = |name: &str, samples: &Samples| {
-        let (low, median, high) = (samples.at(0), samples.median(), samples.at(100));
-        println!("{name:28} {:8.2} {:8.2} {:8.2} µs", low / 1e3, median / 1e3, high / 1e3);
+        let (low, quarter, median) = (samples.at(0), samples.at(QUIET), samples.median());
+        println!("{name:28} {:8.2} {:8.2} {:8.2} µs", low / 1e3, quarter / 1e3, median / 1e3);
     };
-    println!("{:28} {:>8} {:>8} {:>8}", format!("{calls} calls, {rounds} rounds"), "least", "median", "most");
+    println!(
+        "{:28} {:>8} {:>8} {:>8}",
+        format!("{calls} calls, {rounds} rounds"),
+        "least",
+        "quarter",
+        "median"
+    );
     row("bare loop of ioctls", &bare);
     row("broker, nobody wants it", &nobody);
     row("broker, built-in errno", &built_in);
     let mut failed = false;
     for (name, samples) in [("nobody wants it", &nobody), ("built-in errno", &built_in)] {
-        let factor = samples.median() / bare.median();
+        let factor = samples.at(QUIET) / bare.at(QUIET);
         println!("{name}: {factor:.2} bare loops (at most {FACTOR_MAX})");
         failed |= factor > FACTOR_MAX;
-        let per_second = 1e9 / samples.median();
-        println!("{name}: {per_second:.0} calls/s sustained (at least {SUSTAINED:.0}), none lost");
+        let per_second = 1e9 / samples.at(100);
+        println!("{name}: {per_second:.0} calls/s in the worst round (at least {SUSTAINED:.0}), none lost");
         failed |= per_second < SUSTAINED;
     }
     failed |= leaks(&pod, &socket);

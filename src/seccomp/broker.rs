@@ -120,6 +120,9 @@ struct State {
     defaults: Defaults,
 }
 
+/// Names of calls, by architecture and number.
+type Names = HashMap<(u32, i32), Option<Rc<str>>>;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Broker {
@@ -127,7 +130,7 @@ pub struct Broker {
     pub(super) pod: Rc<str>,
     state: RefCell<State>,
     taps: RefCell<Vec<Tap>>,
-    names: RefCell<HashMap<(u32, i32), Option<Rc<str>>>>,
+    names: RefCell<Names>,
     counters: RefCell<BTreeMap<String, Rc<Counters>>>,
     by_default: Rc<Counters>,
     default_name: Rc<str>,

@@ -10,10 +10,13 @@ use super::select::Call;
 use super::syscall::{Architecture, name};
 use crate::limits::{SECCOMP_COUNTED_CALLS_MAX, SECCOMP_SESSIONS_MAX};
 
+/// How often, by architecture and number.
+type Counts = BTreeMap<(u32, i32), u64>;
+
 /// The recordings of a pod.
 #[derive(Debug, Default)]
 pub struct Recordings {
-    containers: RefCell<BTreeMap<String, BTreeMap<(u32, i32), u64>>>,
+    containers: RefCell<BTreeMap<String, Counts>>,
 }
 
 /// What one container has called.
@@ -58,7 +61,7 @@ impl Recordings {
     pub fn list(&self, container: Option<&str>) -> Vec<Recording> {
         let containers = self.containers.borrow();
         let chosen = containers.iter().filter(|(id, _)| container.is_none_or(|wanted| wanted == *id));
-        let recording = |(id, calls): (&String, &BTreeMap<(u32, i32), u64>)| Recording {
+        let recording = |(id, calls): (&String, &Counts)| Recording {
             container: id.clone(),
             calls: calls
                 .iter()

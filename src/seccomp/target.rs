@@ -309,7 +309,7 @@ impl Target {
     /// # Errors
     /// If there is none of that kind.
     pub fn namespace(&self, kind: &str) -> Result<OwnedFd, TargetError> {
-        let known = NAMESPACES.iter().any(|known| *known == kind);
+        let known = NAMESPACES.contains(&kind);
         if !known {
             return Err(TargetError::Malformed("a namespace that does not exist"));
         }

@@ -144,7 +144,7 @@ mod tests {
         let workers = Workers::default();
         block_on(async {
             let error = workers.run(|| std::panic::resume_unwind(Box::new("on purpose"))).await;
-            let error: io::Error = error.map(|()| ()).unwrap_err();
+            let error: io::Error = error.unwrap_err();
             assert!(error.to_string().contains("without an answer"));
             assert_eq!(workers.run(|| 7).await.unwrap(), 7);
         });

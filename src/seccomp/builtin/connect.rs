@@ -202,11 +202,12 @@ fn is_allowed(rule: &rules::Connect, peer: SocketAddr) -> bool {
 
 /// Waits as long as the target's own call would: the socket says.
 fn dial(socket: &OwnedFd, address: Address) -> io::Result<()> {
-    Ok(match address {
-        Address::Internet(SocketAddr::V4(peer)) => rustix::net::connect(socket, &peer)?,
-        Address::Internet(SocketAddr::V6(peer)) => rustix::net::connect(socket, &peer)?,
-        _ => rustix::net::connect_unspec(socket)?,
-    })
+    let connected = match address {
+        Address::Internet(SocketAddr::V4(peer)) => rustix::net::connect(socket, &peer),
+        Address::Internet(SocketAddr::V6(peer)) => rustix::net::connect(socket, &peer),
+        _ => rustix::net::connect_unspec(socket),
+    };
+    connected.map_err(io::Error::from)
 }
 
 #[cfg(test)]
