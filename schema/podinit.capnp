@@ -86,7 +86,20 @@ struct Event {
     lost @12 :UInt64;
     # So many events before this one are no longer kept.
     initEnded @13 :InitEnd;
+    hookFailed @14 :HookFailure;
   }
+}
+
+struct HookFailure {
+  # A hook failed that was to tell: its policy is `fail` or `warn`.
+  sequence @0 :UInt64;
+  # Of its result, see `hookResults`.
+  hook @1 :Text;
+  stage @2 :Text;
+  podId @3 :Text;
+  fatal @4 :Bool;
+  # What the hook belonged to was refused or undone because of it.
+  reason @5 :Text;
 }
 
 struct InitEnd {
@@ -193,15 +206,143 @@ interface Pod extends(Conmon) {
 }
 
 struct HookRequest {
+  union {
+    name @0 :Text;
+    # A hook that the pod knows: its file's name, or the name that a resident hook
+    # registered with.
+    definition @1 :Text;
+    # What a hook file of version 1.0.0 would hold, `when` and `stages` included;
+    # they say nothing here.
+  }
+  stage @2 :Text;
+  # What the hook is told, by its name in hook files. Empty = the first of the
+  # hook's own stages.
+  container @3 :Text;
+  # Run it as a hook of this container. Empty = of the pod.
+  podId @4 :Text;
+  # Of which pod. Empty = the only one.
+  bundle @5 :Text;
+  # Absolute path: the hook's working directory and the bundle that it is told.
+  # Empty = the container's; for a hook of the pod its run directory.
 }
 
 struct HookResult {
+  # How one hook ended, and what it said.
+  sequence @0 :UInt64;
+  # Counts from 1 and never has a gap.
+  hook @1 :Text;
+  stage @2 :Text;
+  podId @3 :Text;
+  container @4 :Text;
+  # Empty for a hook of the pod.
+  startedAtNs @5 :UInt64;
+  # Unix time in nanoseconds; of the first attempt.
+  elapsedNs @6 :UInt64;
+  # All attempts and the pauses between them.
+  attempts @7 :UInt32;
+  union {
+    code @8 :UInt8;
+    # 0 is success.
+    signal @9 :UInt8;
+    timedOut @10 :Void;
+    # Its time was over, and all of it was killed.
+    notStarted @11 :Text;
+    # It could not be executed, or its namespaces could not be joined.
+    answered @12 :Void;
+    # A resident hook succeeded.
+    refused @13 :Text;
+    # A resident hook failed with this text, or its connection ended.
+    lost @14 :Text;
+    # It ended, and its status is not known.
+  }
+  stdout @15 :Data;
+  stderr @16 :Data;
+  # The last 64 KiB of each, of the last attempt.
+  stdoutDropped @17 :UInt64;
+  stderrDropped @18 :UInt64;
+  # Bytes before those.
+  leftRunning @19 :UInt32;
+  # Processes that it left behind when it ended in time. They end with the pod.
+  killed @20 :UInt32;
+  # Processes of it that were killed because its time was over.
+}
+
+enum HookFailurePolicy {
+  fail @0;
+  warn @1;
+  ignore @2;
 }
 
 struct HookDescription {
+  name @0 :Text;
+  path @1 :Text;
+  # Empty for a resident hook.
+  args @2 :List(Text);
+  stages @3 :List(Text);
+  namespaces @4 :List(NamespaceKind);
+  failure @5 :HookFailurePolicy;
+  timeoutMs @6 :UInt64;
+  # What it would be given, with the default and the ceiling applied.
+  attempts @7 :UInt32;
+  concurrent @8 :Bool;
+  resident @9 :Bool;
 }
 
 struct StageRequest {
+  stage @0 :Text;
+  # networkReady or podReady.
+  podId @1 :Text;
+  # Empty = the only pod.
+}
+
+struct HookCondition {
+  # All that are given must hold; with none, the hook never runs. The rules are
+  # those of hook files.
+  always @0 :Bool;
+  annotations @1 :List(KeyValue);
+  # Regular expressions for key and value.
+  commands @2 :List(Text);
+  # Regular expressions for the first argument of a container's process.
+  hasBindMounts @3 :Bool;
+}
+
+struct HookRegistration {
+  # A resident hook: no process is started for it.
+  name @0 :Text;
+  # Not that of another hook.
+  stages @1 :List(Text);
+  when @2 :HookCondition;
+  after @3 :List(Text);
+  before @4 :List(Text);
+  # Names of other hooks.
+  timeoutMs @5 :UInt64;
+  # 0 = the default.
+  failure @6 :HookFailurePolicy;
+  concurrent @7 :Bool;
+}
+
+struct HookCall {
+  stage @0 :Text;
+  podId @1 :Text;
+  container @2 :Text;
+  state @3 :Text;
+  # The OCI state, as JSON: what a hook that is a program reads from its standard
+  # input. Pids are the host's.
+}
+
+interface ResidentHook {
+  run @0 (call :HookCall) -> ();
+  # An exception is a failure of the hook, with its text as the reason.
+}
+
+interface Registration {
+  # The hook is forgotten when this capability is dropped or its connection ends.
+}
+
+interface HookRegistry {
+  # The bootstrap capability of `hooks.sock` in a pod's run directory. It gives no
+  # power over containers.
+  register @0 (hook :HookRegistration, resident :ResidentHook) -> (registration :Registration);
 }
 
 struct LogLimits {
