@@ -29,7 +29,7 @@ mod error;
 pub mod gc;
 pub mod inspect;
 mod kind;
-mod make;
+pub(crate) mod make;
 pub mod network;
 mod order;
 mod pin;

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod descendants;
+pub mod enter;
 pub mod exec;
 pub mod fd;
 pub mod fork;

@@ -28,6 +28,14 @@ pub fn owner(fd: impl AsFd) -> io::Result<OwnedFd> {
     ask(fd, libc::NS_GET_USERNS).map(own)
 }
 
+/// The pid or user namespace that the namespace `fd` is nested in.
+///
+/// # Errors
+/// `EPERM` if that is outside of the caller's; `EINVAL` if the kind has no nesting.
+pub fn parent(fd: impl AsFd) -> io::Result<OwnedFd> {
+    ask(fd, libc::NS_GET_PARENT).map(own)
+}
+
 /// The `CLONE_NEW...` flag of the namespace `fd`.
 ///
 /// # Errors
