@@ -428,3 +428,35 @@ pub const SECCOMP_STOP_DELAY: Duration = Duration::from_secs(5);
 /// rule says otherwise: what Linux needs to give up by itself (tcp_syn_retries).
 pub const SECCOMP_CONNECT_TIMEOUT: Duration = Duration::from_secs(135);
 const _: () = assert!(SECCOMP_CONNECT_TIMEOUT.as_secs() <= SECCOMP_DEADLINE_MAX.as_secs());
+
+/// How long a hook may take whose file does not say. Without a default a hook
+/// that hangs would hang its container's creation for ever.
+pub const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a hook's file may ask for at most: kubelet gives a whole container
+/// creation about as much.
+pub const HOOK_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// What a hook gets between SIGTERM and SIGKILL when its time is over. It has had
+/// its time; this is for removing a lock, not for finishing.
+pub const HOOK_TERM_GRACE: Duration = Duration::from_millis(100);
+
+/// What all hooks together get when the pod is ended by a signal: the keeper waits
+/// for [`STOP_TIMEOUT`], of which PID 1 may take [`INIT_GRACE`].
+pub const HOOKS_PARTING_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes kept of each stream of a hook: its last words. They are in its result and
+/// in a log.
+pub const HOOK_OUTPUT_BYTES_MAX: usize = 64 << 10;
+
+/// Results of hooks that are kept.
+pub const HOOK_RESULTS_KEPT_MAX: usize = 256;
+
+/// Bytes of output in them, all together.
+pub const HOOK_RESULTS_BYTES_MAX: usize = 2 << 20;
+
+/// Resident hooks of a pod: each is a plugin that waits.
+pub const RESIDENT_HOOKS_MAX: usize = 64;
+
+/// Bytes of the text with which a resident hook may explain its failure.
+pub const HOOK_REASON_BYTES_MAX: usize = 4 << 10;

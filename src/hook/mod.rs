@@ -16,6 +16,8 @@ mod older;
 mod options;
 pub mod order;
 pub mod pattern;
+pub mod result;
+pub mod run;
 pub mod watch;
 
 pub use definition::{
