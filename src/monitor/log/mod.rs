@@ -274,6 +274,28 @@ impl LogSet {
         if self.blocked { Progress::Blocked } else { Progress::Kept }
     }
 
+    /// Writes whole lines that are not of the container, as records of stderr (of
+    /// stdout while a line of stderr is only partly written). False if nothing was
+    /// written: there is no log, or none can be written now.
+    pub fn add_lines(&mut self, lines: &[u8], stamp: &Stamp, buffers: &mut Buffers) -> bool {
+        let apart = |channel: &Channel| !self.splitters[channel.index()].is_within_line();
+        let channel = [Channel::Stderr, Channel::Stdout].into_iter().find(apart);
+        let Some(channel) = channel.filter(|_| !self.drivers.is_empty() && !self.blocked) else {
+            return false;
+        };
+        // The container's own: its lines are what they count, and what they hold is not touched.
+        let counters = self.counters;
+        let own = std::mem::take(&mut self.splitters[channel.index()]);
+        let progress = self.write(channel, lines, stamp, buffers);
+        self.splitters[channel.index()] = own;
+        self.counters = counters;
+        if progress == Progress::Blocked {
+            // What they have seen is kept by them; the rest would be taken for the container's.
+            self.rest = None;
+        }
+        true
+    }
+
     /// The end of `channel`: writes the line that has no end, if there is one. Not
     /// to be called while blocked.
     pub fn finish(&mut self, channel: Channel, stamp: &Stamp, buffers: &mut Buffers) -> Progress {

@@ -85,6 +85,12 @@ impl Splitter {
         &self.held
     }
 
+    /// Whether a part of a line has become a record and the rest has not.
+    #[must_use]
+    pub fn is_within_line(&self) -> bool {
+        self.within_line
+    }
+
     /// Replaces `records` by the records that end in `chunk`, up to its capacity.
     /// Nothing changes here until [`Self::commit`].
     pub fn split(&self, chunk: &[u8], records: &mut Vec<Record>) -> Cut {

@@ -25,6 +25,7 @@ pub(super) enum Command {
     ReopenLogs(StreamId, Reply<Result<(), LogError>>),
     Stats(StreamId, Reply<Option<StreamStats>>),
     CaptureSoFar(StreamId, Reply<Option<Captured>>),
+    AddLines(StreamId, Vec<u8>, Reply<bool>),
     Stop(Reply<()>),
 }
 
@@ -38,6 +39,7 @@ impl std::fmt::Debug for Command {
             Self::ReopenLogs(..) => "ReopenLogs",
             Self::Stats(..) => "Stats",
             Self::CaptureSoFar(..) => "CaptureSoFar",
+            Self::AddLines(..) => "AddLines",
             Self::Stop(_) => "Stop",
         };
         f.write_str(name)
@@ -202,6 +204,10 @@ impl Engine {
             Command::Stats(id, reply) => reply(self.command(id, |stream, _| stream.stats())),
             Command::CaptureSoFar(id, reply) => {
                 reply(self.command(id, |stream, _| stream.take_captured()).flatten());
+            }
+            Command::AddLines(id, lines, reply) => {
+                let taken = self.command(id, |stream, shared| stream.add_lines(&lines, shared));
+                reply(taken.unwrap_or(false));
             }
             Command::Stop(reply) => reply(()),
         }

@@ -304,6 +304,15 @@ impl Relay {
         }
     }
 
+    /// Writes lines to a stream's logs that are not of its container, as records of
+    /// stderr. False if they were not taken: the stream has ended, has no log, or
+    /// its log cannot be written now.
+    pub fn add_lines(&self, id: StreamId, lines: Vec<u8>, reply: Reply<bool>) {
+        if let Err(Command::AddLines(_, _, reply)) = self.try_send(Command::AddLines(id, lines, reply)) {
+            reply(false);
+        }
+    }
+
     /// Ends the thread: every stream is dropped as if its grace had passed.
     /// `reply` is called when all is written and closed.
     pub fn stop(&self, reply: Reply<()>) {

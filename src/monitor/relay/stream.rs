@@ -334,6 +334,12 @@ impl Stream {
         self.logs.reopen(&mut shared.logs)
     }
 
+    /// Lines of somebody else, to the logs only.
+    pub(super) fn add_lines(&mut self, lines: &[u8], shared: &mut Shared) -> bool {
+        let stamp = shared.stamper.render(Timestamp::now());
+        self.logs.add_lines(lines, &stamp, &mut shared.logs)
+    }
+
     pub(super) fn take_captured(&mut self) -> Option<Captured> {
         self.capture.take().map(Capture::take)
     }
