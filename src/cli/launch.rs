@@ -1,6 +1,7 @@
 //! Starting a pod's server: finds the OCI runtime, runs this very binary's
 //! `serve`, and waits until it says that it is ready.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
@@ -98,11 +99,11 @@ impl Note {
 }
 
 /// Starts the server of `pod`, whose directory exists, and returns when it
-/// accepts connections.
+/// accepts connections. `more` are further flags of `serve`.
 ///
 /// # Errors
 /// What the server said on its standard error.
-pub fn start_server(pod: &PodDir, runtime: &Path) -> Result<(), Failure> {
+pub fn start_server(pod: &PodDir, runtime: &Path, more: &[OsString]) -> Result<(), Failure> {
     let doing = || format!("starting the server of pod {}", pod.id);
     // A file, not a pipe: nobody has to read while the server writes, and it may stay open later.
     let said = rustix::fs::memfd_create("podinit-serve", MemfdFlags::CLOEXEC)
@@ -118,6 +119,7 @@ pub fn start_server(pod: &PodDir, runtime: &Path) -> Result<(), Failure> {
         .arg(runtime)
         .arg("--runtime-root")
         .arg(pod.runtime_root())
+        .args(more)
         .current_dir("/")
         // Not ours: a Ctrl-C on the terminal is for the command, not for the pod.
         .process_group(0)

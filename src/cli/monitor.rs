@@ -20,6 +20,7 @@ use crate::monitor::Monitor;
 use crate::monitor::config::Config;
 use crate::monitor::error::Error;
 use crate::monitor::saved::Kept;
+use crate::rpc::hooks::serve_registry;
 use crate::rpc::server::Server;
 use crate::sys::fd::take_inherited;
 
@@ -92,6 +93,11 @@ async fn serve(config: Config, inherited: &Inherited, signals: &SigSet) -> Resul
 
     let listener = inherited.listener.try_clone().map_err(fail("duplicate the listening socket"))?;
     let listener = UnixListener::from_std(listener.into()).map_err(fail("listen"))?;
+    // Read before the first request, which they may be for.
+    tokio::task::spawn_local(monitor.watch_hooks());
+    if monitor.config.hooks_socket {
+        tokio::task::spawn_local(serve_registry(&monitor)?);
+    }
     let server = Server::new(Rc::clone(&monitor));
     tokio::task::spawn_local(Rc::clone(&server).serve(listener));
     tokio::task::spawn_local(Rc::clone(&monitor).watch_run_dir());

@@ -84,7 +84,7 @@ log_complete), created_at_ns, started_at_ns, bundle, log, terminal, monitor_rest
 const EVENTS_HELP: &str = "\
 Fields of an event in JSON: pod, sequence, time_ns, container (null for the pod), event (created,
 started, exited, deleted, oom-killed, exec-failed, monitor-restarted, stopping, pod-stopping,
-init-ended, lost),
+init-ended, hook-failed, lost),
 pid, exit (as in `podinit ps`), reason, count.";
 
 /// The end of `podinit --help`.
@@ -115,7 +115,7 @@ impl PeopleCommand {
             Self::Rm(args) => done(container::run_rm(globals, &args)),
             Self::Events(args) => done(container::run_events(globals, &args)),
             Self::Stats(args) => done(stats::run(globals, &args)),
-            Self::Hook(command) => done(command.run()),
+            Self::Hook(command) => command.run(globals),
         };
         match result {
             Ok(code) => ExitCode::from(code),

@@ -1,5 +1,6 @@
 //! `podinit pod create|stop|ls|rm|inspect`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -73,6 +74,14 @@ pub struct PodOptions {
     /// Kernel setting inside the pod's namespaces; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, help_heading = "Pod")]
     pub sysctl: Vec<(String, String)>,
+
+    /// Directory of hook files, instead of podinit's own; may be repeated, the last one counts most
+    #[arg(long, value_name = "DIR", help_heading = "Pod")]
+    pub hooks_dir: Vec<PathBuf>,
+
+    /// Let plugins register resident hooks, at hooks.sock in the pod's directory
+    #[arg(long, help_heading = "Pod")]
+    pub hooks_socket: bool,
 
     /// Range of user ids of the pod's user namespace; may be repeated
     #[arg(long, value_name = "INSIDE:OUTSIDE:SIZE", value_parser = parse_mapping, help_heading = "Pod")]
@@ -205,7 +214,7 @@ pub fn create(globals: &Globals, id: Option<&str>, options: &PodOptions) -> Resu
     let runtime = launch::find_runtime(options.runtime.as_deref())?;
     let _spinner = Spinner::start(format!("creating pod {id}"));
     dir.make()?;
-    match start(&dir, &request, runtime) {
+    match start(&dir, &request, runtime, options) {
         Ok(client) => Ok(Pod { dir, client }),
         Err(failure) => {
             // The reason for the failure matters more than what undoing it met.
@@ -217,7 +226,12 @@ pub fn create(globals: &Globals, id: Option<&str>, options: &PodOptions) -> Resu
     }
 }
 
-fn start(dir: &PodDir, request: &SandboxRequest, runtime: PathBuf) -> Result<Client, Failure> {
+fn start(
+    dir: &PodDir,
+    request: &SandboxRequest,
+    runtime: PathBuf,
+    options: &PodOptions,
+) -> Result<Client, Failure> {
     let triples =
         |mappings: &[IdMapping]| mappings.iter().map(|m| (m.inside, m.outside, m.size)).collect::<Vec<_>>();
     let note = Note {
@@ -226,10 +240,24 @@ fn start(dir: &PodDir, request: &SandboxRequest, runtime: PathBuf) -> Result<Cli
         gid_mappings: triples(&request.gid_mappings),
     };
     note.write(dir)?;
-    launch::start_server(dir, &note.runtime)?;
+    launch::start_server(dir, &note.runtime, &hook_flags(options)?)?;
     let client = Client::connect(&dir.socket())?;
     client.call(async |pod| pod.create_sandbox(request).await)?;
     Ok(client)
+}
+
+/// What the pod's server is told about hooks. It runs in another directory.
+fn hook_flags(options: &PodOptions) -> Result<Vec<OsString>, Failure> {
+    let mut flags = Vec::new();
+    for directory in &options.hooks_dir {
+        let path = std::path::absolute(directory);
+        let path = path.map_err(|e| Failure::io(format_args!("finding {}", directory.display()), &e))?;
+        flags.extend(["--hooks-dir".into(), path.into_os_string()]);
+    }
+    if options.hooks_socket {
+        flags.push("--hooks-socket".into());
+    }
+    Ok(flags)
 }
 
 fn sandbox_request(id: &str, options: &PodOptions) -> Result<SandboxRequest, Failure> {

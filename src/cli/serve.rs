@@ -15,6 +15,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use rustix::fs::Access;
 
 use super::version::{self, Detail, Format};
+use crate::hook::default_directories;
 use crate::limits::CREATE_TIMEOUT;
 use crate::monitor::config::{Config, LogLevel, LogSink, StreamingDoor};
 
@@ -129,6 +130,14 @@ pub struct Args {
     #[arg(long, env = "PODINIT_SECCOMP_RULES", value_parser = path, value_name = "PATH")]
     seccomp_rules: Option<Setting<PathBuf>>,
 
+    /// Directory of hook files, instead of podinit's own; repeated, the last one counts most.
+    #[arg(long, env = "PODINIT_HOOKS_DIR", value_parser = path, value_name = "DIR", value_delimiter = ':')]
+    hooks_dir: Vec<Setting<PathBuf>>,
+
+    /// Let plugins register resident hooks, at hooks.sock in the run directory.
+    #[arg(long, env = "PODINIT_HOOKS_SOCKET", action = ArgAction::SetTrue, value_parser = switch)]
+    hooks_socket: bool,
+
     /// Stay in the foreground; no pidfile is written then.
     #[arg(long, env = "CONMON_SKIP_FORK", action = ArgAction::SetTrue, value_parser = switch)]
     skip_fork: bool,
@@ -180,6 +189,8 @@ impl Args {
             runtime_root: runtime_root.map(absolute).transpose()?,
             streaming: self.streaming()?,
             create_timeout: create_timeout.unwrap_or(CREATE_TIMEOUT),
+            hooks_dirs: self.hooks_dirs()?,
+            hooks_socket: self.hooks_socket,
             log_level: self.log_level.0.unwrap_or(LogLevel::Info),
             log_sink: self.log_driver.0.unwrap_or(LogSink::Systemd),
             seccomp_rules: seccomp_rules.map(absolute).transpose()?,
@@ -198,6 +209,15 @@ impl Args {
             (Some(_), Some(_), true) => Err(FlagError::SocketWithTls),
             _ => Err(FlagError::HalfTls),
         }
+    }
+
+    fn hooks_dirs(&self) -> Result<Vec<PathBuf>, FlagError> {
+        let given = self.hooks_dir.iter().filter_map(|directory| directory.0.as_deref());
+        let given = given.map(absolute).collect::<Result<Vec<_>, _>>()?;
+        if given.is_empty() {
+            return Ok(default_directories().map(Path::to_owned).to_vec());
+        }
+        Ok(given)
     }
 
     fn asked_for_version(&self) -> Option<(Detail, Format)> {

@@ -261,13 +261,13 @@ pub struct EventView {
     /// Null for an event of the pod itself.
     pub container: Option<String>,
     /// created, started, exited, deleted, oom-killed, exec-failed,
-    /// monitor-restarted, stopping, pod-stopping or lost.
+    /// monitor-restarted, stopping, pod-stopping, init-ended, hook-failed or lost.
     pub event: &'static str,
     /// Of `created`.
     pub pid: Option<u32>,
     /// Of `exited`.
     pub exit: Option<ExitView>,
-    /// Of `exec-failed`.
+    /// Of `exec-failed` and `hook-failed`.
     pub reason: Option<String>,
     /// Of `monitor-restarted` (so many times so far) and `lost` (so many events).
     pub count: Option<u64>,
@@ -322,6 +322,10 @@ impl EventView {
                 view.reason =
                     Some(killed).filter(|names| !names.is_empty()).map(|n| format!("had to kill {n}"));
                 "init-ended"
+            }
+            EventKind::HookFailed(failure) => {
+                view.reason = Some(format!("{} at {}: {}", failure.hook, failure.stage, failure.reason));
+                "hook-failed"
             }
             EventKind::Lost(events) => {
                 view.count = Some(events);

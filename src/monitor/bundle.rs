@@ -54,7 +54,7 @@ pub(super) fn with_init(bundle: &Path, run_dir: &Path, id: &ContainerId) -> Resu
     Ok(ours)
 }
 
-fn read(bundle: &Path) -> Result<Map<String, Value>, Error> {
+pub(super) fn read(bundle: &Path) -> Result<Map<String, Value>, Error> {
     let fail = |source| Error::Bundle { path: bundle.to_owned(), source };
     let path = bundle.join("config.json");
     if fs::metadata(&path).map_err(fail)?.len() > CONFIG_BYTES_MAX {

@@ -77,6 +77,17 @@ impl Mounts {
         let is_cgroup = |line: &&str| line.contains(" - cgroup ") || line.contains(" - cgroup2 ");
         Self(text.lines().filter(is_cgroup).fold(String::new(), |all, line| all + line + "\n"))
     }
+
+    /// Where the cgroup `path` of the hierarchy with `controllers` (as in
+    /// /proc/PID/cgroup; none is version 2) is visible.
+    #[must_use]
+    pub fn find(&self, controllers: &str, path: &str) -> Option<PathBuf> {
+        if controllers.is_empty() {
+            mounted(&self.0, path, "cgroup2", None)
+        } else {
+            mounted(&self.0, path, "cgroup", controllers.split(',').next())
+        }
+    }
 }
 
 /// Moves this process into the cgroups of process `leader`, where they differ:
@@ -93,7 +104,7 @@ pub fn follow(leader: u32, mounts: &Mounts) -> Result<(), Error> {
         return Ok(());
     }
     for line in theirs.lines().filter(|line| !ours.lines().any(|own| own == *line)) {
-        let Some(file) = membership_file(line, &mounts.0) else { continue };
+        let Some(file) = membership_file(line, mounts) else { continue };
         // "0" is the writer itself (cgroups(7)).
         fs::write(&file, "0").map_err(|error| Error::io(format!("move to {}", file.display()), error))?;
     }
@@ -101,18 +112,14 @@ pub fn follow(leader: u32, mounts: &Mounts) -> Result<(), Error> {
 }
 
 /// Where to write to enter the cgroup of a line of /proc/PID/cgroup.
-fn membership_file(line: &str, mounts: &str) -> Option<PathBuf> {
+fn membership_file(line: &str, mounts: &Mounts) -> Option<PathBuf> {
     Some(directory_of_line(line, mounts)?.join("cgroup.procs"))
 }
 
-fn directory_of_line(line: &str, mounts: &str) -> Option<PathBuf> {
+fn directory_of_line(line: &str, mounts: &Mounts) -> Option<PathBuf> {
     let mut fields = line.splitn(3, ':');
     let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-    if controllers.is_empty() {
-        mounted(mounts, path, "cgroup2", None)
-    } else {
-        mounted(mounts, path, "cgroup", controllers.split(',').next())
-    }
+    mounts.find(controllers, path)
 }
 
 /// The directory of the cgroup in which `pid` is and this process is not: in v1's
@@ -120,10 +127,10 @@ fn directory_of_line(line: &str, mounts: &str) -> Option<PathBuf> {
 pub(super) fn own_directory(pid: u32, mounts: &Mounts, controller: Option<&str>) -> Option<PathBuf> {
     let theirs = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let ours = fs::read_to_string("/proc/self/cgroup").ok()?;
-    directory_apart(&theirs, &ours, &mounts.0, controller)
+    directory_apart(&theirs, &ours, mounts, controller)
 }
 
-fn directory_apart(theirs: &str, ours: &str, mounts: &str, controller: Option<&str>) -> Option<PathBuf> {
+fn directory_apart(theirs: &str, ours: &str, mounts: &Mounts, controller: Option<&str>) -> Option<PathBuf> {
     let is_wanted = |line: &&str| match (controller, line.split(':').nth(1)) {
         (None, Some("")) => theirs.lines().count() == 1,
         (Some(wanted), Some(controllers)) => controllers.split(',').any(|one| one == wanted),
@@ -219,7 +226,8 @@ mod tests {
 
     #[test]
     fn each_hierarchy_is_entered_where_it_is_mounted() {
-        let at = |line| membership_file(line, V1);
+        let mounts = Mounts(V1.to_owned());
+        let at = |line| membership_file(line, &mounts);
         assert_eq!(at("5:memory:/mon").unwrap(), Path::new("/sys/fs/cgroup/memory/mon/cgroup.procs"));
         assert_eq!(at("0::/mon").unwrap(), Path::new("/sys/fs/cgroup/unified/mon/cgroup.procs"));
         assert_eq!(at("3:cpuset:/mon"), None);
@@ -229,7 +237,7 @@ mod tests {
     fn an_own_cgroup_is_one_that_is_not_shared_with_us() {
         let hybrid = "6:freezer:/c1\n5:memory:/pod/c1\n0::/c1\n";
         let freezer = "24 1 0:20 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n";
-        let mounts = format!("{V1}{freezer}");
+        let mounts = Mounts(format!("{V1}{freezer}"));
         let at = |theirs, ours, controller| directory_apart(theirs, ours, &mounts, controller);
         assert_eq!(
             at(hybrid, "6:freezer:/\n", Some("freezer")).unwrap(),
@@ -239,7 +247,8 @@ mod tests {
         assert_eq!(at("6:freezer:/\n", "6:freezer:/c1\n", Some("freezer")), None);
         // A hybrid's v2 tree has no controllers, and runtimes treat it in ways of their own.
         assert_eq!(at(hybrid, "0::/\n", None), None);
-        let unified = |ours| directory_apart("0::/pod/c1\n", ours, V2, None);
+        let mounts = Mounts(V2.to_owned());
+        let unified = |ours| directory_apart("0::/pod/c1\n", ours, &mounts, None);
         assert_eq!(unified("0::/pod\n").unwrap(), Path::new("/sys/fs/cgroup/pod/c1"));
         assert_eq!(unified("0::/pod/c1\n"), None);
     }

@@ -60,6 +60,10 @@ pub struct Config {
     pub create_timeout: Duration,
     /// Where streaming clients come in.
     pub streaming: StreamingDoor,
+    /// Directories of hook files, in rising preference.
+    pub hooks_dirs: Vec<PathBuf>,
+    /// Whether plugins may register resident hooks, at a socket of their own.
+    pub hooks_socket: bool,
     /// How much is logged.
     pub log_level: LogLevel,
     /// Where it is logged.

@@ -14,6 +14,7 @@ use crate::monitor::cgroup::OomCounter;
 use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
 use crate::monitor::exit::{ExitCause, ExitRecord};
+use crate::monitor::hooks::OfContainer;
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::{self, Effect, Input, Phase};
 use crate::monitor::oom::OomTrack;
@@ -38,6 +39,8 @@ pub struct Container {
     pub(super) exit: watch::Sender<Option<Rc<ExitRecord>>>,
     /// A `start` of ours is under way; its end is told before the exit.
     pub(super) starting: watch::Sender<bool>,
+    /// What hooks need to know of it.
+    pub(super) hooks: OfContainer,
     phase: Cell<Phase>,
     started_at_ns: Cell<u64>,
 }
@@ -62,6 +65,7 @@ impl Container {
             oom: saved.oom.clone().map(|(file, base)| OomTrack::new(OomCounter::resume(file, base))),
             exit: watch::channel(None).0,
             starting: watch::channel(false).0,
+            hooks: OfContainer::default(),
             phase: Cell::new(Phase::Created),
             started_at_ns: Cell::new(saved.started_at_ns),
             saved,
@@ -186,6 +190,8 @@ impl Monitor {
             self.events.add(Some(&container.id), Happening::OomKilled);
         }
         self.events.add(Some(&container.id), Happening::Exited(record.clone()));
+        // Before anyone is told, so that it is their first turn; it runs after all of this.
+        self.hooks_on_exit(&container);
         container.exit.send_replace(Some(Rc::new(record)));
         self.save(&container);
         self.release(&container);

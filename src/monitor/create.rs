@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
+use crate::limits::KILL_TIMEOUT;
 use crate::monitor::bundle;
 use crate::monitor::cgroup::{self, OomCounter};
 use crate::monitor::console::ConsoleSocket;
@@ -85,6 +86,7 @@ impl Monitor {
     pub async fn create(self: &Rc<Self>, request: CreateRequest) -> Result<u32, Error> {
         self.refuse_if_closing()?;
         check_bundle(&request.bundle)?;
+        self.check_hooks()?;
         if let Err(error) = cgroup::follow(self.stable_pid(), &self.cgroup_mounts) {
             // The containers are in cgroups of their own; only the monitor's own cost is in the wrong one.
             ::log::warn!("cannot follow the keeper to its cgroup: {error}");
@@ -125,7 +127,7 @@ impl Monitor {
         Ok(())
     }
 
-    async fn create_reserved(&self, mut request: CreateRequest) -> Result<Rc<Container>, Error> {
+    async fn create_reserved(self: &Rc<Self>, mut request: CreateRequest) -> Result<Rc<Container>, Error> {
         if request.init {
             request.bundle = bundle::with_init(&request.bundle, &self.config.run_dir, &request.id)?;
         }
@@ -180,7 +182,30 @@ impl Monitor {
         let container = Rc::new(Container::new(request.id, saved, child, Some(streams)));
         self.hold_open(&container, request.leak_fds);
         self.save(&container);
-        Ok(container)
+        match self.hooks_after_create(&container).await {
+            Ok(()) => Ok(container),
+            Err(error) => {
+                self.undo_created(&container).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes back a container that was complete, and that a hook does not want.
+    async fn undo_created(self: &Rc<Self>, container: &Rc<Container>) {
+        if let Err(error) = container.child.signal(libc::SIGKILL) {
+            ::log::error!("cannot kill process {} of {}: {error}", container.child.pid(), container.id);
+        }
+        if tokio::time::timeout(KILL_TIMEOUT, container.child.exited()).await.is_err() {
+            ::log::error!("container {} is still there after SIGKILL", container.id);
+        }
+        self.delete_in_runtime(&container.id, &container.saved.options, &container.saved.bundle).await;
+        if let Ok(stream) = container.stream() {
+            self.relay.abandon(stream);
+        }
+        self.unsave(&container.id);
+        self.release(container);
+        self.hooks_after_delete(container).await;
     }
 
     /// Runs the runtime's `create` with pipes or a terminal.
@@ -248,19 +273,21 @@ impl Monitor {
 
     /// Removes what a failed create may have left in the runtime's books.
     async fn undo_create(&self, request: &CreateRequest) {
-        let there = self.runtime.state_dir(&request.id).is_none_or(|directory| directory.exists());
+        self.delete_in_runtime(&request.id, &request.options, &request.bundle).await;
+    }
+
+    async fn delete_in_runtime(&self, id: &ContainerId, options: &CallOptions, bundle: &Path) {
+        let there = self.runtime.state_dir(id).is_none_or(|directory| directory.exists());
         if there {
             let arguments = ["delete", "--force"];
             let limit = crate::limits::RUNTIME_CALL_TIMEOUT;
-            let deleted = self
-                .runtime
-                .run(Purpose { action: "delete", id: &request.id }, &request.options, &arguments, limit)
-                .await;
+            let deleted =
+                self.runtime.run(Purpose { action: "delete", id }, options, &arguments, limit).await;
             if let Err(error) = deleted {
-                ::log::debug!("nothing of container {} was left to delete: {error}", request.id);
+                ::log::debug!("nothing of container {id} was left to delete: {error}");
             }
         }
-        if let Err(error) = remove_stale(&pid_file(&request.bundle)) {
+        if let Err(error) = remove_stale(&pid_file(bundle)) {
             ::log::warn!("{error}");
         }
     }

@@ -5,6 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::hook::Stage;
+use crate::hook::directory::Problem;
 use crate::monitor::exit::ExitCause;
 use crate::monitor::life::Phase;
 use crate::monitor::log::LogError;
@@ -183,6 +185,33 @@ pub enum Error {
     /// The pod has no network namespace that we know of.
     #[error("pod {0:?} has no network namespace here; make one with createSandbox or createNamespaces")]
     NoNetwork(String),
+    /// No such pod.
+    #[error("{}", unknown_pod(.0.as_deref()))]
+    UnknownPod(Option<String>),
+    /// No hook of this name is known.
+    #[error("there is no hook {0:?}; listHooks names those there are")]
+    UnknownHook(String),
+    /// The name is taken.
+    #[error("hook {0:?} exists already; choose another name")]
+    HookExists(String),
+    /// There are as many resident hooks as there may be.
+    #[error("there are {0} resident hooks already; end one")]
+    TooManyHooks(usize),
+    /// A hook file that cannot be used: nobody can say which hooks a container would have.
+    #[error("no container can be made while hook file {0}; correct or remove it")]
+    HookFile(Problem),
+    /// A hook failed, and its failure counts.
+    #[error("hook {hook} failed at {stage}: {reason}")]
+    Hook {
+        /// Its name.
+        hook: String,
+        /// When it ran.
+        stage: Stage,
+        /// What became of it.
+        reason: String,
+        /// Whether its time was over.
+        is_late: bool,
+    },
     /// A method of a later version.
     #[error("{0} is not supported by this version of podinit")]
     NotSupported(&'static str),
@@ -212,11 +241,17 @@ impl Error {
                 | LogError::Journal { source } => unless_exhausted(source),
                 LogError::NotAFile { .. } | LogError::Ended => Code::InvalidArgument,
             },
-            Self::UnknownContainer(_) | Self::HasExited(_) | Self::NoNetwork(_) | Self::EmptySlot(_) => {
-                Code::NotFound
-            }
-            Self::Exists(_) => Code::AlreadyExists,
-            Self::WrongState { .. } | Self::NoTerminal(_) => Code::WrongState,
+            Self::UnknownContainer(_)
+            | Self::HasExited(_)
+            | Self::NoNetwork(_)
+            | Self::UnknownPod(_)
+            | Self::UnknownHook(_)
+            | Self::EmptySlot(_) => Code::NotFound,
+            Self::Exists(_) | Self::HookExists(_) => Code::AlreadyExists,
+            Self::WrongState { .. } | Self::NoTerminal(_) | Self::HookFile(_) => Code::WrongState,
+            Self::TooManyHooks(_) => Code::ResourceExhausted,
+            Self::Hook { is_late: true, .. } => Code::Timeout,
+            Self::Hook { is_late: false, .. } => Code::RuntimeFailed,
             Self::Runtime { .. }
             | Self::RuntimeSpawn { .. }
             | Self::NoProcess { .. }
@@ -243,6 +278,15 @@ impl Error {
             Self::NotSupported(_) => Code::NotSupported,
             Self::ShuttingDown => Code::ShuttingDown,
             Self::Internal(_) => Code::Internal,
+        }
+    }
+}
+
+fn unknown_pod(id: Option<&str>) -> String {
+    match id {
+        Some(id) => format!("no pod {id:?} has its namespaces from here; make them with createSandbox"),
+        None => {
+            "which pod is not clear: none, or more than one, has its namespaces from here; name it".into()
         }
     }
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use tokio::sync::watch;
 
+use crate::hook::Stage;
 use crate::init::survey::Process;
 use crate::limits::EVENTS_KEPT_MAX;
 use crate::monitor::exit::{ExitCause, ExitRecord};
@@ -37,6 +38,25 @@ pub enum Happening {
     Lost(u64),
     /// PID 1 of a pod has ended.
     InitEnded(InitEnd),
+    /// A hook failed whose policy is to tell that.
+    HookFailed(HookFailure),
+}
+
+/// The failure of a hook, as far as whoever follows the events is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookFailure {
+    /// Number of the hook's result.
+    pub sequence: u64,
+    /// The hook's name.
+    pub hook: String,
+    /// When it ran.
+    pub stage: Stage,
+    /// For which pod.
+    pub pod: String,
+    /// Whether what it belonged to was refused or undone because of it.
+    pub fatal: bool,
+    /// What became of it.
+    pub reason: String,
 }
 
 /// The end of a pod's init, and of its pid namespace with it.

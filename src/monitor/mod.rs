@@ -29,6 +29,7 @@ pub mod event;
 pub mod exec;
 pub mod exit;
 pub mod fdsocket;
+pub mod hooks;
 pub mod id;
 mod leaf;
 pub mod life;
@@ -57,6 +58,7 @@ use container::Container;
 use error::Error;
 use event::EventLog;
 use fdsocket::FdSlots;
+use hooks::Hooks;
 use id::{ContainerId, PodId};
 use life::Phase;
 use reaper::{Child, Reaper};
@@ -89,6 +91,7 @@ pub struct Monitor {
     oom_ledger: oom::Ledger,
     fd_slots: Rc<FdSlots>,
     cgroup_mounts: cgroup::Mounts,
+    hooks: Hooks,
     closing: Cell<bool>,
     terminating: Cell<bool>,
     restarts: Cell<u32>,
@@ -129,6 +132,7 @@ impl Monitor {
             oom_ledger: oom::Ledger::default(),
             fd_slots: Rc::default(),
             cgroup_mounts: cgroup::Mounts::read(),
+            hooks: Hooks::default(),
             closing: Cell::new(false),
             terminating: Cell::new(false),
             restarts: Cell::new(0),

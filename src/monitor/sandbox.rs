@@ -28,11 +28,11 @@ impl Monitor {
     ///
     /// # Errors
     /// If they cannot be made, all of them; or if the pod id has others.
-    pub fn create_sandbox(self: &Rc<Self>, request: &ns::Request) -> Result<Record, Error> {
+    pub async fn create_sandbox(self: &Rc<Self>, request: &ns::Request) -> Result<Record, Error> {
         let pod = PodId::new(&request.name)?;
         self.refuse_if_closing()?;
         let sandbox = self.namespaces.create(request)?;
-        Ok(self.hold(&pod, sandbox))
+        self.complete(&pod, sandbox).await
     }
 
     /// The same for clients of createNamespaces: always five kinds, those not asked
@@ -40,11 +40,37 @@ impl Monitor {
     ///
     /// # Errors
     /// As [`Monitor::create_sandbox`].
-    pub fn create_namespaces(self: &Rc<Self>, request: CreateNamespaces) -> Result<Record, Error> {
+    pub async fn create_namespaces(self: &Rc<Self>, request: CreateNamespaces) -> Result<Record, Error> {
         let pod = PodId::new(&request.pod_id)?;
         self.refuse_if_closing()?;
         let sandbox = self.namespaces.create_namespaces(request)?;
-        Ok(self.hold(&pod, sandbox))
+        self.complete(&pod, sandbox).await
+    }
+
+    /// Holds what was made and lets hooks look at it; if one does not want the pod,
+    /// nothing of it is left.
+    async fn complete(self: &Rc<Self>, pod: &PodId, sandbox: Sandbox) -> Result<Record, Error> {
+        let is_new = sandbox.made.is_some();
+        self.hooks.forget_sandboxes();
+        let record = self.hold(pod, sandbox);
+        if is_new && let Err(error) = self.hooks_after_sandbox(pod).await {
+            for error in self.remove_sandbox(pod).await {
+                ::log::error!("pod {pod} is not wanted, and something of it is left: {error}");
+            }
+            return Err(error);
+        }
+        Ok(record)
+    }
+
+    async fn remove_sandbox(&self, pod: &PodId) -> Vec<Error> {
+        let init = self.inits.borrow().get(pod).cloned();
+        if let Some(init) = init {
+            self.end_init(pod, &init).await;
+        }
+        self.unpinned.borrow_mut().retain(|name, _| !name.starts_with(&format!("ns:{pod}/")));
+        let removed = self.namespaces.remove(pod.as_str());
+        self.hooks.forget_sandboxes();
+        removed.err().into_iter().flatten().map(Error::from).collect()
     }
 
     /// All sandboxes, by pod id.
@@ -183,6 +209,6 @@ impl Monitor {
 
 /// The name of a namespace that only the keeper's copy keeps alive. No container
 /// id holds a `:`.
-fn kept_name(pod: &PodId, kind: ns::Kind) -> String {
+pub(super) fn kept_name(pod: &PodId, kind: ns::Kind) -> String {
     format!("ns:{pod}/{kind}")
 }

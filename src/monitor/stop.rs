@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::init;
 use crate::limits::{KILL_TIMEOUT, RUNTIME_CALL_TIMEOUT};
@@ -12,11 +13,15 @@ use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
 use crate::monitor::exit::ExitRecord;
 use crate::monitor::fdsocket;
+use crate::monitor::hooks;
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::{Effect, Input, Phase};
 use crate::monitor::runtime::Purpose;
 use crate::monitor::seccomp;
 use crate::monitor::{Monitor, Slot};
+
+/// Longer than any pod is stopped for.
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// How a stop ended.
 #[derive(Debug)]
@@ -32,15 +37,34 @@ impl Monitor {
     ///
     /// # Errors
     /// If the life cycle or the OCI runtime refuses.
-    pub async fn start(&self, id: &ContainerId) -> Result<(), Error> {
+    pub async fn start(self: &Rc<Self>, id: &ContainerId) -> Result<(), Error> {
         self.refuse_if_closing()?;
         let container = self.find(id)?;
+        if container.step(Input::Start)? != Effect::RunStart {
+            return Ok(());
+        }
+        let started = match self.hooks_before_start(&container).await {
+            Ok(()) => {
+                self.run_start(&container).await?;
+                self.hooks_after_start(&container).await
+            }
+            refused => refused,
+        };
+        if started.is_err() {
+            // The OCI runtime specification has a container end whose hook failed here.
+            self.stop_container(&container, Input::Force, libc::SIGKILL, Duration::ZERO).await?;
+        }
+        started
+    }
+
+    async fn run_start(&self, container: &Container) -> Result<(), Error> {
+        // Hooks have had their time: it may have been stopped meanwhile.
         if container.step(Input::Start)? == Effect::RunStart {
             container.starting.send_replace(true);
-            let purpose = Purpose { action: "start", id };
+            let purpose = Purpose { action: "start", id: &container.id };
             let options = &container.saved.options;
             let run = self.runtime.run(purpose, options, &["start"], RUNTIME_CALL_TIMEOUT).await;
-            let started = run.and_then(|()| self.note_start(&container));
+            let started = run.and_then(|()| self.note_start(container));
             container.starting.send_replace(false);
             started?;
         }
@@ -62,15 +86,20 @@ impl Monitor {
     ///
     /// # Errors
     /// If there is no such container, no such signal, or it survives SIGKILL.
-    pub async fn stop(&self, id: &ContainerId, signal: u8, grace: Duration) -> Result<Stopped, Error> {
+    pub async fn stop(
+        self: &Rc<Self>,
+        id: &ContainerId,
+        signal: u8,
+        grace: Duration,
+    ) -> Result<Stopped, Error> {
         let signal = signal_of(signal)?;
         let container = self.settled(id).await?;
         self.stop_container(&container, Input::Stop, signal, grace).await
     }
 
     async fn stop_container(
-        &self,
-        container: &Container,
+        self: &Rc<Self>,
+        container: &Rc<Container>,
         input: Input,
         signal: i32,
         grace: Duration,
@@ -79,8 +108,11 @@ impl Monitor {
         match container.step(input)? {
             Effect::Signal => {
                 self.events.add(Some(&container.id), Happening::Stopping);
+                // A grace time that no clock can add is as long as it takes.
+                let deadline = Instant::now().checked_add(grace).unwrap_or_else(|| Instant::now() + YEAR);
+                self.hooks_before_stop(container, deadline).await;
                 self.send(container, signal)?;
-                if tokio::time::timeout(grace, container.child.exited()).await.is_err()
+                if tokio::time::timeout_at(deadline, container.child.exited()).await.is_err()
                     && container.step(Input::GraceOver)? == Effect::Kill
                 {
                     killed = true;
@@ -113,7 +145,7 @@ impl Monitor {
     ///
     /// # Errors
     /// If it runs and `force` is not given, or the OCI runtime refuses.
-    pub async fn delete(&self, id: &ContainerId, force: bool) -> Result<(), Error> {
+    pub async fn delete(self: &Rc<Self>, id: &ContainerId, force: bool) -> Result<(), Error> {
         let container = self.settled(id).await?;
         if force {
             self.stop_container(&container, Input::Force, libc::SIGKILL, Duration::ZERO).await?;
@@ -139,6 +171,7 @@ impl Monitor {
             self.unsave(id);
             self.events.add(Some(id), Happening::Deleted);
             ::log::info!("container {id} deleted");
+            self.hooks_after_delete(&container).await;
         }
         Ok(())
     }
@@ -174,7 +207,7 @@ impl Monitor {
     }
 
     /// Deletes every container from the OCI runtime's books.
-    pub async fn delete_all(&self) -> Vec<Error> {
+    pub async fn delete_all(self: &Rc<Self>) -> Vec<Error> {
         let mut failed = Vec::new();
         for container in self.all() {
             if let Err(error) = self.delete(&container.id, true).await {
@@ -195,7 +228,9 @@ impl Monitor {
             return Err(error);
         }
         let mut failed = self.delete_all().await;
+        self.hooks_before_pod_end().await;
         failed.extend(self.remove_sandboxes().await);
+        self.end_hooks_leftovers().await;
         failed.into_iter().next().map_or(Ok(()), Err)
     }
 
@@ -208,8 +243,14 @@ impl Monitor {
         ::log::info!("the pod was asked to end");
         let monitor = Rc::clone(self);
         tokio::task::spawn_local(async move {
+            monitor.hooks.part();
             let mut failed = monitor.stop_all(Duration::ZERO).await;
+            for container in monitor.all() {
+                monitor.hooks_after_delete(&container).await;
+            }
+            monitor.hooks_before_pod_end().await;
             failed.extend(monitor.remove_sandboxes().await);
+            monitor.end_hooks_leftovers().await;
             for error in failed {
                 ::log::error!("the pod ends all the same: {error}");
             }
@@ -227,7 +268,7 @@ impl Monitor {
                 ::log::warn!("cannot remove {}: {error}", directory.display());
             }
         }
-        let sockets = ["conmon.sock", "streaming.sock", fdsocket::NAME, seccomp::NAME];
+        let sockets = ["conmon.sock", "streaming.sock", fdsocket::NAME, seccomp::NAME, hooks::SOCKET_NAME];
         for file in sockets.into_iter().chain(["pidfile", init::FILE_NAME]) {
             if let Err(error) = crate::monitor::create::remove_stale(&run_dir.join(file)) {
                 ::log::warn!("{error}");

@@ -7,6 +7,7 @@
 
 mod convert;
 mod error;
+mod hook;
 mod types;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use crate::limits;
 use crate::rpc::schema::conmon_capnp::conmon;
 use crate::rpc::schema::podinit_capnp::{event_listener, pod, subscription};
 pub use error::{Code, Error};
+pub use hook::*;
 pub use types::*;
 
 /// A connection to a pod. Clones share it; it closes with the last one.
@@ -50,6 +52,20 @@ impl Drop for Connection {
     }
 }
 
+/// The server's bootstrap capability, and the task that moves messages.
+fn bootstrap<C: FromClientHook>(stream: tokio::net::UnixStream) -> (C, Connection) {
+    let (reader, writer) = stream.into_split();
+    let side = rpc_twoparty_capnp::Side::Client;
+    let network = twoparty::VatNetwork::new(reader.compat(), writer.compat_write(), side, reader_options());
+    let mut system = RpcSystem::new(Box::new(network), None);
+    let client = system.bootstrap(rpc_twoparty_capnp::Side::Server);
+    let task = tokio::task::spawn_local(async move {
+        // The reason is told to every call in flight; there is nobody else to tell.
+        drop(system.await);
+    });
+    (client, Connection(task))
+}
+
 /// What is read of one message at most. Refuses a server gone mad before it
 /// fills this process's memory.
 fn reader_options() -> ReaderOptions {
@@ -71,17 +87,8 @@ impl PodClient {
     }
 
     fn start(stream: tokio::net::UnixStream) -> Self {
-        let (reader, writer) = stream.into_split();
-        let side = rpc_twoparty_capnp::Side::Client;
-        let network =
-            twoparty::VatNetwork::new(reader.compat(), writer.compat_write(), side, reader_options());
-        let mut system = RpcSystem::new(Box::new(network), None);
-        let pod = system.bootstrap(rpc_twoparty_capnp::Side::Server);
-        let task = tokio::task::spawn_local(async move {
-            // The reason is told to every call in flight; there is nobody else to tell.
-            drop(system.await);
-        });
-        Self { pod, _connection: Rc::new(Connection(task)) }
+        let (pod, connection) = bootstrap(stream);
+        Self { pod, _connection: Rc::new(connection) }
     }
 
     fn conmon(&self) -> conmon::Client {

@@ -139,9 +139,10 @@ impl Server for PodServer {
         mut results: wire::CreateNamespacesResults,
     ) -> Result<(), capnp::Error> {
         let request = params.get()?.get_request()?;
-        let made =
-            sandbox::conmon_request(request).and_then(|request| self.monitor.create_namespaces(request));
-        sandbox::set_conmon(results.get().init_response(), &made.map_err(|error| refuse(&error))?);
+        let request = sandbox::conmon_request(request).map_err(|error| refuse(&error))?;
+        let monitor = Rc::clone(&self.monitor);
+        let made = detached(async move { monitor.create_namespaces(request).await }).await?;
+        sandbox::set_conmon(results.get().init_response(), &made);
         Ok(())
     }
 

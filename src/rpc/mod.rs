@@ -5,6 +5,7 @@
 pub mod client;
 mod conmon;
 mod convert;
+pub mod hooks;
 mod pod;
 mod sandbox;
 pub mod schema;

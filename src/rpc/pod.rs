@@ -11,6 +11,7 @@ use crate::monitor::id::{ContainerId, PodId};
 use crate::monitor::life::Phase;
 use crate::rpc::conmon::create_request;
 use crate::rpc::convert::{container_id, refuse, text, texts};
+use crate::rpc::hooks;
 use crate::rpc::sandbox;
 use crate::rpc::schema::podinit_capnp as wire;
 use crate::rpc::server::{PodServer, detached};
@@ -133,7 +134,8 @@ impl wire::pod::Server for PodServer {
     ) -> Result<(), capnp::Error> {
         let base = self.monitor.config.run_dir.join("ns");
         let request = sandbox::request(params.get()?.get_request()?, base).map_err(|error| refuse(&error))?;
-        let made = self.monitor.create_sandbox(&request).map_err(|error| refuse(&error))?;
+        let monitor = Rc::clone(&self.monitor);
+        let made = detached(async move { monitor.create_sandbox(&request).await }).await?;
         sandbox::set(results.get().init_sandbox(), &made);
         Ok(())
     }
@@ -208,6 +210,57 @@ impl wire::pod::Server for PodServer {
         Ok(())
     }
 
+    async fn run_hook(
+        self: Rc<Self>,
+        params: wire::pod::RunHookParams,
+        mut results: wire::pod::RunHookResults,
+    ) -> Result<(), capnp::Error> {
+        let request = hooks::run_request(params.get()?.get_request()?).map_err(|error| refuse(&error))?;
+        let monitor = Rc::clone(&self.monitor);
+        let result = detached(async move { monitor.run_hook(request).await }).await?;
+        hooks::set_result(results.get().init_result(), &result);
+        Ok(())
+    }
+
+    async fn list_hooks(
+        self: Rc<Self>,
+        _: wire::pod::ListHooksParams,
+        mut results: wire::pod::ListHooksResults,
+    ) -> Result<(), capnp::Error> {
+        let known = self.monitor.list_hooks();
+        let count = u32::try_from(known.len()).unwrap_or(u32::MAX);
+        let mut list = results.get().init_hooks(count);
+        for (index, known) in (0..count).zip(known.iter()) {
+            hooks::set_description(list.reborrow().get(index), known);
+        }
+        Ok(())
+    }
+
+    async fn hook_results(
+        self: Rc<Self>,
+        params: wire::pod::HookResultsParams,
+        mut results: wire::pod::HookResultsResults,
+    ) -> Result<(), capnp::Error> {
+        let kept = self.monitor.hook_results(params.get()?.get_since());
+        let count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
+        hooks::set_results(results.get().init_results(count), &kept);
+        Ok(())
+    }
+
+    async fn reach_stage(
+        self: Rc<Self>,
+        params: wire::pod::ReachStageParams,
+        mut results: wire::pod::ReachStageResults,
+    ) -> Result<(), capnp::Error> {
+        let request = hooks::stage_request(params.get()?.get_request()?);
+        let (stage, pod) = request.map_err(|error| refuse(&error))?;
+        let monitor = Rc::clone(&self.monitor);
+        let ended = detached(async move { monitor.reach_stage(stage, pod.as_ref()).await }).await?;
+        let count = u32::try_from(ended.len()).unwrap_or(u32::MAX);
+        hooks::set_results(results.get().init_results(count), &ended);
+        Ok(())
+    }
+
     async fn container_stats(
         self: Rc<Self>,
         params: wire::pod::ContainerStatsParams,
@@ -261,6 +314,7 @@ fn set_event(mut wire: wire::event::Builder<'_>, event: &Event) {
         Happening::PodStopping => wire.set_pod_stopping(()),
         Happening::Lost(count) => wire.set_lost(*count),
         Happening::InitEnded(end) => set_init_end(wire.init_init_ended(), end),
+        Happening::HookFailed(failure) => hooks::set_failure(wire.init_hook_failed(), failure),
     }
 }
 

@@ -140,7 +140,7 @@ fn mappings(list: capnp::struct_list::Reader<'_, wire::id_mapping::Owned>) -> Re
     Ok(list.iter().map(mapping).collect())
 }
 
-fn kind_to_wire(kind: Kind) -> wire::NamespaceKind {
+pub(super) fn kind_to_wire(kind: Kind) -> wire::NamespaceKind {
     match kind {
         Kind::Net => wire::NamespaceKind::Net,
         Kind::Ipc => wire::NamespaceKind::Ipc,

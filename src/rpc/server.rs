@@ -196,7 +196,7 @@ async fn accept_failed(error: &io::Error, silent: &Silent) {
 
 /// Only the user that runs the pod, and root, may speak to it. The socket's mode
 /// says the same; this holds even if somebody changes the mode.
-fn check_peer(stream: &UnixStream) -> Result<(), String> {
+pub(super) fn check_peer(stream: &UnixStream) -> Result<(), String> {
     let peer = stream.peer_cred().map_err(|error| format!("its peer is not known: {error}"))?;
     let own = rustix::process::geteuid().as_raw();
     if peer.uid() == 0 || peer.uid() == own {

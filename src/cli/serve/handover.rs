@@ -22,6 +22,11 @@ const LEVELS: [(&str, LogLevel); 6] = [
 const SINKS: [(&str, LogSink); 3] =
     [("none", LogSink::None), ("stdout", LogSink::Stdout), ("systemd", LogSink::Systemd)];
 
+/// May be there several times.
+const HOOKS_DIR: &str = "--hooks-dir";
+/// There if it is wanted.
+const HOOKS_SOCKET: &str = "--hooks-socket";
+
 /// The level of that name.
 pub(super) fn level(name: &str) -> Option<LogLevel> {
     LEVELS.iter().find(|(known, _)| *known == name).map(|(_, level)| *level)
@@ -55,6 +60,12 @@ pub fn monitor_args(config: &Config) -> Vec<OsString> {
             args.extend(["--streaming-tls-key".into(), key.clone().into()]);
         }
     }
+    for directory in &config.hooks_dirs {
+        args.extend([HOOKS_DIR.into(), directory.clone().into()]);
+    }
+    if config.hooks_socket {
+        args.extend([HOOKS_SOCKET.into(), "yes".into()]);
+    }
     args.extend(["--create-timeout-ms".into(), config.create_timeout.as_millis().to_string().into()]);
     args.extend(["--log-level".into(), level.into(), "--log-driver".into(), sink.into()]);
     if let Some(rules) = &config.seccomp_rules {
@@ -80,6 +91,7 @@ pub fn monitor_config(args: &[OsString]) -> Result<Config, NotOurs> {
         _ if value("--streaming").is_some() => StreamingDoor::Socket,
         _ => StreamingDoor::Port,
     };
+    let hooks_dirs = args.chunks_exact(2).filter(|pair| pair[0] == HOOKS_DIR);
     let timeout = text("--create-timeout-ms").and_then(|ms| ms.parse().ok());
     Ok(Config {
         runtime: value("--runtime").map(PathBuf::from).ok_or(NotOurs("no --runtime"))?,
@@ -87,6 +99,8 @@ pub fn monitor_config(args: &[OsString]) -> Result<Config, NotOurs> {
         runtime_root: value("--runtime-root").map(PathBuf::from),
         create_timeout: timeout.map(Duration::from_millis).ok_or(NotOurs("no --create-timeout-ms"))?,
         streaming,
+        hooks_dirs: hooks_dirs.map(|pair| PathBuf::from(&pair[1])).collect(),
+        hooks_socket: text(HOOKS_SOCKET).is_some(),
         log_level: text("--log-level").and_then(level).ok_or(NotOurs("no --log-level"))?,
         log_sink: text("--log-driver").and_then(sink).ok_or(NotOurs("no --log-driver"))?,
         seccomp_rules: value("--seccomp-rules").map(PathBuf::from),
@@ -114,6 +128,8 @@ mod tests {
                             StreamingDoor::EncryptedPort { certificates, key }
                         }
                     },
+                    hooks_dirs: vec!["/a".into(), "/b c".into()],
+                    hooks_socket: log_level > LogLevel::Warn,
                     log_level,
                     log_sink,
                     seccomp_rules: (log_level < LogLevel::Info).then(|| "/etc/rules".into()),

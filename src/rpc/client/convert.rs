@@ -112,7 +112,7 @@ fn namespace_kind(kind: NamespaceKind) -> pod::NamespaceKind {
     }
 }
 
-fn read_namespace_kind(kind: pod::NamespaceKind) -> NamespaceKind {
+pub(super) fn read_namespace_kind(kind: pod::NamespaceKind) -> NamespaceKind {
     match kind {
         pod::NamespaceKind::Net => NamespaceKind::Net,
         pod::NamespaceKind::Ipc => NamespaceKind::Ipc,
@@ -399,6 +399,7 @@ pub(super) fn read_event(event: pod::event::Reader<'_>) -> capnp::Result<Event> 
         pod::event::PodStopping(()) => EventKind::PodStopping,
         pod::event::Lost(events) => EventKind::Lost(events),
         pod::event::InitEnded(end) => EventKind::InitEnded(read_init_end(end?)?),
+        pod::event::HookFailed(failure) => EventKind::HookFailed(super::hook::read_failure(failure?)?),
     };
     Ok(Event {
         sequence: event.get_sequence(),

@@ -549,6 +549,8 @@ pub enum EventKind {
     Lost(u64),
     /// PID 1 of a pod's pid namespace has ended.
     InitEnded(InitEnd),
+    /// A hook failed whose policy is to tell that.
+    HookFailed(super::hook::HookFailure),
 }
 
 /// The end of a pod's init.
