@@ -612,6 +612,9 @@ fn help_is_what_it_was() {
         "events",
         "hook",
         "hook check",
+        "hook run",
+        "hook ls",
+        "hook results",
     ];
     let mut text = String::new();
     for command in commands {
