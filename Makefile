@@ -78,7 +78,7 @@ bench: ## memory and latency of this build, beside the bare OCI runtime and conm
 	@scripts/deps.sh build bench
 	@$(MAKE) --no-print-directory static-binary
 	@scripts/bench.sh "$(BINARY)"
-	PODINIT_BINARY="$(abspath $(BINARY))" $(cargo) bench --locked --bench memory --bench latency
+	PODINIT_BINARY="$(abspath $(BINARY))" $(cargo) bench --locked --bench memory --bench latency --bench hooks
 
 install: ## target/podinit to DESTDIR/PREFIX/bin, and the names it also answers to
 	@test -x "$(BINARY)" || { echo 'install: run `make build` first' >&2; exit 1; }
