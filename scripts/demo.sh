@@ -13,6 +13,7 @@ steps='
     namespaces_are_pinned
     pid_1_is_podinit
     inside_the_pod
+    a_hook_inside
     two_containers
     follow_the_logs
     run_an_exec
@@ -85,7 +86,8 @@ trap 'exit 130' INT TERM
 
 start_a_pod() {
     did 'a pod, started by `podinit pod create`'
-    shown "$binary" pod create "$pod" --runtime crun --hostname a-pod
+    write_a_hook
+    shown "$binary" pod create "$pod" --runtime crun --hostname a-pod --hooks-dir "$work/hooks"
     keeper=$(inspect keeper_pid)
     proof "keeper: pid $keeper, $(tr '\0' ' ' <"/proc/$keeper/cmdline" | cut -c 1-60)…"
     [ -S "$pod_dir/conmon.sock" ] || fail "no socket in $pod_dir"
@@ -121,6 +123,25 @@ inside_the_pod() {
     [ "$("$binary" exec probe -- hostname)" = a-pod ] || fail 'another host name'
     shown "$binary" exec probe -- ip -o link show lo
     "$binary" exec probe -- ip link show lo | grep -q 'LOOPBACK,UP' || fail 'loopback is down'
+}
+
+# A hook of hooks.d 1.0.0: it runs when the pod's namespaces are there, in the pod.
+write_a_hook() {
+    mkdir "$work/hooks"
+    script='cat /proc/sys/kernel/hostname; exec busybox ip -o address'
+    printf '{"version": "1.0.0", "hook": {"path": "/bin/sh", "args": ["sh", "-c", "%s"]},' "$script" >"$work/hooks/addresses.json"
+    printf ' "when": {"always": true}, "stages": ["podCreate"]}\n' >>"$work/hooks/addresses.json"
+}
+
+a_hook_inside() {
+    did 'a hook that prints the pod'"'"'s own addresses, from inside'
+    shown "$binary" hook results "$pod"
+    "$binary" hook results "$pod" | grep -q 'addresses.json  podCreate' || fail 'the hook did not run'
+    shown "$binary" hook run --pod "$pod" addresses.json
+    said=$("$binary" hook run --pod "$pod" addresses.json)
+    case $said in a-pod*127.0.0.1*) ;; *) fail "the hook said $said" ;; esac
+    [ "$(printf '%s\n' "$said" | grep -c ' inet ')" = 1 ] || fail 'it saw more than loopback'
+    proof 'host name and addresses are the pod'"'"'s; the program is the host'"'"'s'
 }
 
 two_containers() {
