@@ -353,7 +353,7 @@ fn check_explains() {
         "hook": {"path": program},
         "when": {"annotations": {"a": "b"}},
         "stages": ["prestart", "poststop"],
-        "podinit": {"stages": ["podReady"], "after": ["2.json", "none.json"]},
+        "podinit": {"stages": ["podReady"], "after": ["2.json", "none.json"], "namespaces": ["mnt"]},
         "comment": "x",
     });
     files.write("high", "0.json", own.to_string().as_bytes());
@@ -380,6 +380,8 @@ fn check_explains() {
             does not run for its pod\n   \
             note: comment is not known, and ignored\n   \
             note: {program} cannot be executed; chmod +x\n   \
+            note: at podReady there is no container, so nothing but always: true holds\n   \
+            note: at poststop the container's mnt namespace is gone, so the hook fails\n   \
             note: there is no hook \"none.json\" to come after or before\n   \
          {low}/1.json: not read: {high}/1.json replaces it\n"
     );

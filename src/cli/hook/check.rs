@@ -15,6 +15,7 @@ use crate::hook::directory::{Listing, Problem};
 use crate::hook::matching::Condition;
 use crate::hook::{Hook, Stage, Subject, default_directories, order};
 use crate::limits::CONFIG_BYTES_MAX;
+use crate::ns::Kind;
 
 pub(super) const HELP: &str = "\
 Directories are in rising preference: a file of a later one replaces one of the same name. Nothing is
@@ -167,28 +168,48 @@ fn list(stages: &[Stage]) -> String {
 /// What is no fault of the file, and keeps the hook from doing what it shall.
 fn notes(hook: &Hook, names: &[String]) -> Vec<String> {
     let mut notes = Vec::new();
-    let program = hook.path.display();
-    if let Ok(status) = std::fs::metadata(&hook.path) {
-        if !status.is_file() {
-            notes.push(format!("{program} is no file and cannot be executed"));
-        } else if status.permissions().mode() & 0o111 == 0 {
-            notes.push(format!("{program} cannot be executed; chmod +x"));
-        }
+    notes.extend(note_on_program(hook));
+    notes.extend(notes_on_conditions(hook));
+    if hook.stages.is_empty() {
+        notes.push("without stages it never runs".to_owned());
     }
+    let late = hook.stages.iter().find(|stage| matches!(stage, Stage::ContainerExited | Stage::Poststop));
+    if let Some(late) = late.filter(|_| hook.options.namespaces.contains(&Kind::Mnt)) {
+        notes.push(format!("at {late} the container's mnt namespace is gone, so the hook fails"));
+    }
+    for name in hook.options.after.iter().chain(&hook.options.before).filter(|name| !names.contains(name)) {
+        notes.push(format!("there is no hook {name:?} to come after or before"));
+    }
+    notes
+}
+
+fn note_on_program(hook: &Hook) -> Option<String> {
+    let program = hook.path.display();
+    let status = std::fs::metadata(&hook.path).ok()?;
+    if !status.is_file() {
+        return Some(format!("{program} is no file and cannot be executed"));
+    }
+    (status.permissions().mode() & 0o111 == 0).then(|| format!("{program} cannot be executed; chmod +x"))
+}
+
+fn notes_on_conditions(hook: &Hook) -> Vec<String> {
     if hook.when.conditions().next().is_none() {
-        notes.push("without conditions it never runs; write \"when\": {\"always\": true}".to_owned());
+        return vec!["without conditions it never runs; write \"when\": {\"always\": true}".to_owned()];
     }
     let never = |condition: &Condition<'_>| {
         matches!(condition, Condition::Always(false) | Condition::HasBindMounts(false))
     };
-    for condition in hook.when.conditions().filter(never) {
-        notes.push(format!("{condition} never holds, so the hook never runs"));
-    }
-    if hook.stages.is_empty() {
-        notes.push("without stages it never runs".to_owned());
-    }
-    for name in hook.options.after.iter().chain(&hook.options.before).filter(|name| !names.contains(name)) {
-        notes.push(format!("there is no hook {name:?} to come after or before"));
+    let mut notes: Vec<String> = hook
+        .when
+        .conditions()
+        .filter(never)
+        .map(|condition| format!("{condition} never holds, so the hook never runs"))
+        .collect();
+    let of_pod = hook.stages.iter().find(|stage| stage.is_of_pod());
+    if let Some(of_pod) = of_pod.filter(|_| notes.is_empty())
+        && hook.when.matches(&Subject::default()) != Ok(true)
+    {
+        notes.push(format!("at {of_pod} there is no container, so nothing but always: true holds"));
     }
     notes
 }
