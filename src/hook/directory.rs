@@ -196,11 +196,12 @@ impl Catalogue {
         catalogue
     }
 
-    /// Reads the directories again.
-    pub fn reload(&mut self) {
+    /// Reads the directories again. Whether a hook, their order, or what is wrong
+    /// with them has changed.
+    pub fn reload(&mut self) -> bool {
         let listing = Listing::new(&self.directories);
         let mut before: BTreeMap<String, Rc<Hook>> =
-            self.hooks.drain(..).map(|hook| (hook.name.clone(), hook)).collect();
+            self.hooks.iter().map(|hook| (hook.name.clone(), Rc::clone(hook))).collect();
         let mut problems = listing.problems.clone();
         let mut hooks = Vec::with_capacity(listing.files.len());
         for found in listing.files.iter().filter(|found| listing.replacement(found).is_none()) {
@@ -230,8 +231,11 @@ impl Catalogue {
             problems.push(Problem { path, reason: cycle.to_string(), kept: false });
             by_name()
         });
-        self.hooks = order.into_iter().filter_map(|at| hooks.get(at).cloned()).collect();
+        let hooks: Vec<_> = order.into_iter().filter_map(|at| hooks.get(at).cloned()).collect();
+        let has_changed = hooks != self.hooks || problems != self.problems;
+        self.hooks = hooks;
         self.problems = problems;
+        has_changed
     }
 
     /// Every hook, in the order in which hooks run.

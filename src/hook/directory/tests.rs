@@ -97,8 +97,16 @@ fn a_hook_that_did_not_change_is_the_same() {
     place.write("low/a.json", "a");
     let mut catalogue = place.catalogue();
     let before = catalogue.hooks()[0].clone();
-    catalogue.reload();
+    assert!(!catalogue.reload());
     assert!(Rc::ptr_eq(&before, &catalogue.hooks()[0]));
+    place.write("high/b.json", "b");
+    assert!(catalogue.reload());
+    assert!(Rc::ptr_eq(&before, &catalogue.hooks()[0]));
+    fs::write(place.path("high/c.json"), "{").unwrap();
+    assert!(catalogue.reload());
+    assert!(!catalogue.reload(), "it is as wrong as before");
+    place.write_with("high/b.json", "b", json!({"before": ["a.json"]}));
+    assert!(catalogue.reload());
 }
 
 #[test]
