@@ -376,6 +376,10 @@ pub const SECCOMP_SESSION_CALLS_MAX: usize = 1024;
 /// See [`SECCOMP_SESSION_CALLS_MAX`].
 pub const SECCOMP_CALLS_MAX: usize = 8192;
 
+/// How often, while there are as many, those are looked for that nobody waits for
+/// any more: the kernel does not tell of an interruption.
+pub const SECCOMP_SWEEP_PERIOD: Duration = Duration::from_millis(100);
+
 /// Registrations of plugins in one pod. Every call that nobody before wanted is
 /// compared with all of them.
 pub const SECCOMP_REGISTRATIONS_MAX: usize = 128;

@@ -14,12 +14,13 @@
 //! their open calls, and the registrations.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::builtin;
@@ -94,13 +95,48 @@ pub enum RegisterError {
     TooManyObservers,
 }
 
+/// The open calls of a listener: the task of each, by the call's id, and the last
+/// one of each thread.
+#[derive(Debug, Default)]
+pub(super) struct OpenCalls {
+    tasks: BTreeMap<u64, AbortHandle>,
+    threads: HashMap<u32, u64>,
+}
+
+impl OpenCalls {
+    /// Adds a call. A thread makes one at a time: an earlier one of the same thread
+    /// was interrupted, and nobody needs its verdict any more.
+    pub(super) fn add(&mut self, id: u64, tid: u32, task: AbortHandle) {
+        self.tasks.insert(id, task);
+        if tid != 0
+            && let Some(interrupted) = self.threads.insert(tid, id).and_then(|id| self.tasks.get(&id))
+        {
+            interrupted.abort();
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: u64, tid: u32) {
+        self.tasks.remove(&id);
+        if self.threads.get(&tid) == Some(&id) {
+            self.threads.remove(&tid);
+        }
+    }
+
+    /// Gives up those that `is_over`.
+    fn give_up(&self, is_over: impl Fn(u64) -> bool) {
+        for (_, task) in self.tasks.iter().filter(|(id, _)| is_over(**id)) {
+            task.abort();
+        }
+    }
+}
+
 /// A listener and what is open of it.
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) session: Rc<Session>,
     pub(super) listener: Rc<OwnedFd>,
-    /// Ids of calls that wait for a verdict of a task.
-    pub(super) open: RefCell<BTreeSet<u64>>,
+    /// Calls that wait for a verdict of a task.
+    pub(super) open: RefCell<OpenCalls>,
     /// Who can want its calls, and of which [`State::version`] that is.
     routes: RefCell<(u64, Rc<[Rc<Route>]>)>,
 }
@@ -382,6 +418,7 @@ impl Broker {
     /// Lets a listener go whose last process has ended.
     pub(super) fn end(&self, live: &Live) {
         self.state.borrow_mut().sessions.remove(&live.session.id);
+        live.open.borrow().give_up(|_| true);
         self.tell(Change::Ended(live.session.id));
     }
 
@@ -404,7 +441,15 @@ impl Broker {
 
     /// Whether another call of `live` can be received.
     pub(super) fn has_room(&self, live: &Live) -> bool {
-        self.open.get() < SECCOMP_CALLS_MAX && live.open.borrow().len() < SECCOMP_SESSION_CALLS_MAX
+        self.open.get() < SECCOMP_CALLS_MAX && live.open.borrow().tasks.len() < SECCOMP_SESSION_CALLS_MAX
+    }
+
+    /// Gives up calls whose threads do not wait any more: the kernel does not tell.
+    pub(super) fn sweep(&self) {
+        for live in self.state.borrow().sessions.values() {
+            let is_over = |id| !matches!(kernel::is_waiting(live.listener.as_fd(), id), Ok(true));
+            live.open.borrow().give_up(is_over);
+        }
     }
 
     /// Decides about a call, now or in a task.

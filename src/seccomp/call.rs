@@ -12,6 +12,7 @@ use super::notification::Notification;
 use super::plugin::PluginFailure;
 use super::route::{RegistrationId, Route};
 use super::select::Call;
+use super::stats::count;
 use super::tap::Outcome;
 use super::target::{OpenCall, Target, TargetError};
 use super::verdict::Verdict;
@@ -32,13 +33,14 @@ pub(super) struct Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.is_settled {
-            // A panic, or the end of the broker.
-            let refused = kernel::Answer::Errno(libc::ENOSYS);
-            let sent = kernel::answer(self.live.listener.as_fd(), self.received.id, refused);
-            ::log::debug!("a call was given up by seccomp's broker: {sent:?}");
+            // Interrupted meanwhile, a panic, or the end of the listener or the broker.
+            match self.refuse(libc::ENOSYS) {
+                Outcome::Interrupted => count(&self.broker.interrupted),
+                _ => ::log::error!("a call of {} was given up", self.live.session.container),
+            }
         }
         if self.is_listed {
-            self.live.open.borrow_mut().remove(&self.received.id);
+            self.live.open.borrow_mut().remove(self.received.id, self.received.tid);
             self.broker.open.set(self.broker.open.get().saturating_sub(1));
             self.broker.moved.notify_waiters();
         }
@@ -80,12 +82,13 @@ impl Pending {
     /// Asks `routes` from position `from` on, in a task of its own.
     pub(super) fn decide(mut self, routes: Rc<[Rc<Route>]>, from: usize) {
         self.is_listed = true;
-        self.live.open.borrow_mut().insert(self.received.id);
         self.broker.open.set(self.broker.open.get() + 1);
-        tokio::task::spawn_local(async move {
+        let (live, kernel::Call { id, tid, .. }) = (Rc::clone(&self.live), self.received);
+        let task = tokio::task::spawn_local(async move {
             let (verdict, route) = self.verdict(routes, from).await;
             self.settle(verdict, route.as_ref());
         });
+        live.open.borrow_mut().add(id, tid, task.abort_handle());
     }
 
     async fn verdict(&self, mut routes: Rc<[Rc<Route>]>, mut from: usize) -> (Verdict, Option<Rc<Route>>) {

@@ -7,9 +7,11 @@ use std::rc::Rc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
 
 use super::broker::{Broker, Live};
 use super::stats::count;
+use crate::limits::SECCOMP_SWEEP_PERIOD;
 use crate::sys::seccomp as kernel;
 
 /// Notifications taken in a row before other listeners have their turn.
@@ -95,7 +97,10 @@ impl Broker {
             if self.has_room(live) {
                 return;
             }
-            moved.await;
+            self.sweep();
+            if timeout(SECCOMP_SWEEP_PERIOD, moved).await.is_err() {
+                ::log::debug!("{} waits for room for its calls", live.session.container);
+            }
         }
     }
 }
