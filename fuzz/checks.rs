@@ -16,6 +16,13 @@ use podinit::monitor::log::json;
 use podinit::monitor::log::reader::{Parser, Selection, Summary, parse};
 use podinit::monitor::log::split::{Place, Record, Splitter, Tag};
 use podinit::monitor::log::stamp::Timestamp;
+use podinit::seccomp::builtin::connect::Address;
+use podinit::seccomp::lint::{lint, lint_rules};
+use podinit::seccomp::notification::SessionId;
+use podinit::seccomp::rules::Rules;
+use podinit::seccomp::select::{Call, Comparison, Operator, Selector};
+use podinit::seccomp::state::ProcessState;
+use podinit::seccomp::syscall::{Architecture, name, number};
 use podinit::stream::error::StreamError;
 use podinit::stream::remote::{Event as RemoteEvent, Remote};
 use podinit::stream::request::{CommandVersion, Protocol, Request};
@@ -272,5 +279,60 @@ pub(crate) fn hook_pattern(data: &[u8]) {
     }
     if !subject.contains("\\E") && !subject.ends_with('\\') && subject.len() < 4096 {
         assert!(Pattern::new(&format!("^\\Q{subject}\\E$")).unwrap().matches(subject));
+    }
+}
+
+/// Any bytes are the state of a container process, or refused; what is read of it
+/// is what is in it.
+pub(crate) fn seccomp_state(data: &[u8]) {
+    let Ok(state) = ProcessState::parse(data) else { return };
+    if let Ok(position) = state.listener() {
+        assert_eq!(state.fds[position], "seccompFd");
+    }
+    let (container, metadata) = (state.state.id.clone(), state.metadata.clone());
+    let session = state.session(SessionId(1), "pod", 0);
+    assert_eq!((&*session.container, &*session.metadata), (container.as_str(), metadata.as_str()));
+    assert!(!container.is_empty() && container.len() <= podinit::limits::ID_BYTES_MAX);
+}
+
+/// Any bytes are rules and a profile, or refused; rules that are taken can be used.
+pub(crate) fn seccomp_rules(data: &[u8]) {
+    if let Ok(rules) = Rules::parse(data) {
+        for rule in &rules.rules {
+            rule.selector.clone().compile().unwrap();
+        }
+        assert!(lint_rules(&rules.rules).len() <= rules.rules.len());
+        assert!(rules.defaults().patience <= podinit::limits::SECCOMP_DEADLINE_MAX);
+    }
+    if let Ok(findings) = lint(data) {
+        assert!(findings.iter().all(|finding| !finding.text.is_empty()));
+    }
+}
+
+/// Any registers are a call that can be named and compared, and any bytes an
+/// address or none.
+pub(crate) fn seccomp_call(data: &[u8]) {
+    let mut words = data.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+    let mut next = || words.next().unwrap_or(0);
+    let (first, value, mask) = (next(), next(), next());
+    let call = Call {
+        arch: u32::try_from(first >> 32).unwrap(),
+        syscall: i32::from_le_bytes(u32::try_from(first & 0xffff_ffff).unwrap().to_le_bytes()),
+        args: std::array::from_fn(|_| next()),
+    };
+    if let (Some(name), Some(architecture)) =
+        (name(call.arch, call.syscall), Architecture::of(call.arch, call.syscall))
+    {
+        assert_eq!(number(&name, architecture), Some(call.syscall), "{name}");
+    }
+    let with = |operator| {
+        let arguments = vec![Comparison { index: 5, mask, operator, values: vec![value] }];
+        Selector { arguments, ..Selector::default() }.compile().unwrap().call(&call)
+    };
+    assert_eq!(with(Operator::Equal), !with(Operator::NotEqual));
+    assert_eq!(with(Operator::Less), !with(Operator::GreaterOrEqual));
+    assert_eq!(with(Operator::Greater), !with(Operator::LessOrEqual));
+    if let Some(Address::Internet(address)) = Address::parse(data) {
+        assert!(data.len() >= if address.is_ipv4() { 16 } else { 24 });
     }
 }

@@ -55,6 +55,24 @@ fn patterns() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(first, text)| [vec![first], text.into_bytes()].concat())
 }
 
+/// Bytes that look like what seccomp's broker reads, often enough.
+fn seccomp() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop_oneof![
+        2 => prop::collection::vec(any::<u8>(), 0..40),
+        2 => Just(br#"{"fds": ["seccompFd"], "metadata": "m", "state": {"id": "c", "annotations": {"#.to_vec()),
+        1 => Just(br#""io.kubernetes.cri-o.Labels": "{}""#.to_vec()),
+        3 => Just(b"}".to_vec()),
+        2 => Just(br#"{"version": 1, "rules": [{"name": "r", "do": {"errno": "EPERM"}, "match": {"#.to_vec()),
+        1 => Just(br#""syscalls": ["mkdir", 83], "arguments": []"#.to_vec()),
+        1 => Just(br#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["connect"], "action": "SCMP_ACT_NOTIFY""#.to_vec()),
+        1 => Just(b"]}".to_vec()),
+        1 => Just(b"\x53\0\0\0\x3e\0\0\xc0\x01\0\0\0\0\0\0\0\xff\xff\xff\xff\0\0\0\0".to_vec()),
+        1 => Just(b"\x02\0\x01\xbb\x0a\0\0\x01\0\0\0\0\0\0\0\0".to_vec()),
+        1 => Just(b"\x0a\0\x01\xbb".to_vec()),
+    ];
+    prop::collection::vec(word, 0..8).prop_map(|words| words.concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -101,5 +119,20 @@ proptest! {
     #[test]
     fn request(data in frames()) {
         checks::request(&data);
+    }
+
+    #[test]
+    fn seccomp_state(data in seccomp()) {
+        checks::seccomp_state(&data);
+    }
+
+    #[test]
+    fn seccomp_rules(data in seccomp()) {
+        checks::seccomp_rules(&data);
+    }
+
+    #[test]
+    fn seccomp_call(data in seccomp()) {
+        checks::seccomp_call(&data);
     }
 }

@@ -102,7 +102,7 @@ fn the_data_path_and_the_keeper_have_no_async_runtime() {
 #[test]
 fn only_rpc_and_cli_name_the_wire() {
     let mut paths = Vec::new();
-    for part in ["sys", "keeper", "init", "ns", "hook", "monitor"] {
+    for part in ["sys", "keeper", "init", "ns", "hook", "seccomp", "monitor"] {
         paths.extend(files(&format!("src/{part}"), &["rs"]));
     }
     assert_no_line("Cap'n Proto belongs into src/rpc", &paths, |line| {

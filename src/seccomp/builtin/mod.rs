@@ -1,4 +1,5 @@
 //! What decides without a plugin: the actions of rules.
+#![forbid(unsafe_code)]
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
