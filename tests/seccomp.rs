@@ -224,6 +224,27 @@ fn a_plugin_that_leaves_with_calls_pending_leaves_none_hanging() {
     assert_eq!((stats.answered, stats.open, stats.interrupted), (100, 0, 0));
 }
 
+/// More than are taken at a time: the kernel keeps the rest until there is room.
+#[test]
+fn calls_beyond_the_limit_wait_their_turn() {
+    let own = Own::start();
+    const THREADS: usize = podinit::limits::SECCOMP_SESSION_CALLS_MAX + 50;
+    own.plugin(Registration { on_failure: OnFailure::Next, ..registration("leaves", &PPID) }, |_, _| never());
+    own.plugin(Registration { priority: 1, ..registration("stays", &PPID) }, |_, _| {
+        ready(Verdict::Return(4))
+    });
+    let threads = own.thread(&PPID, || {
+        let thread =
+            || std::thread::Builder::new().stack_size(64 << 10).spawn(|| getppid().as_raw()).unwrap();
+        let threads: Vec<_> = (0..THREADS).map(|_| thread()).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    let full = podinit::limits::SECCOMP_SESSION_CALLS_MAX;
+    own.until("no more are taken", |stats| stats.open == full);
+    own.withdraw("leaves");
+    assert_eq!(threads.join().unwrap(), [4; THREADS]);
+}
+
 #[test]
 fn the_first_plugin_is_waited_for_and_only_the_first() {
     let own = Own::start_with(Defaults { patience: DEADLINE, unmatched: OnFailure::Errno(libc::EPERM) });

@@ -246,6 +246,47 @@ fn signals_during_a_call_lose_nothing() {
 }
 
 #[test]
+fn a_container_may_have_a_socket_of_its_own() {
+    let rules = r#"{"name": "r", "match": {"syscalls": ["mkdir", "mkdirat"]}, "do": {"errno": "EXDEV"}}"#;
+    for runtime in RUNTIMES {
+        let pod = pod_with_rules(runtime, rules);
+        let socket = |name: &str| pod.run_dir().join(format!("seccomp/{}.sock", pod.id(name)));
+        run(&pod, "own", &socket("own"), &MKDIR, "mkdir /tmp/d 2>&1; sleep 1000");
+        assert!(pod.exec_stdout("own", "mkdir /tmp/d 2>&1 || true").contains("Invalid cross-device link"));
+        // Another container at that socket: its listener is closed, as if nobody were there.
+        run(&pod, "other", &socket("own"), &MKDIR, "mkdir /tmp/d 2>&1");
+        pod.wait("other");
+        assert!(stdout(&pod, "other").contains("Function not implemented"), "{}", stdout(&pod, "other"));
+        let id = pod.id("own");
+        pod.call(async |pod| pod.stop_container(&id, 9, 0).await).expect("stop");
+        assert!(!socket("own").exists(), "{runtime}");
+    }
+}
+
+/// The monitor dies: what waits is refused by the kernel, and the next monitor
+/// serves the same sockets.
+#[test]
+fn a_monitor_that_dies_leaves_no_call_hanging() {
+    let rules = r#"{"name": "r", "match": {"syscalls": ["mkdir", "mkdirat"]}, "do": {"errno": "EXDEV"}}"#;
+    let pod = pod_with_rules("crun", rules);
+    let own = pod.run_dir().join(format!("seccomp/{}.sock", pod.id("own")));
+    run(&pod, "own", &own, &MKDIR, "sleep 1000");
+    let monitor = common::children_of(pod.keeper_pid())[0];
+    let (ended, id) = (common::pidfd(monitor).unwrap(), pod.id("own"));
+    common::kill(monitor, "KILL");
+    assert!(common::wait_readable(&ended));
+    pod.reconnect();
+    pod.call(async |pod| pod.version().await).expect("the next monitor");
+    assert!(
+        pod.exec_stdout("own", "mkdir /tmp/d 2>&1 || true").contains("Invalid cross-device link"),
+        "{id}"
+    );
+    run(&pod, "new", &pod_socket(&pod), &MKDIR, "mkdir /tmp/d 2>&1");
+    pod.wait("new");
+    assert!(stdout(&pod, "new").contains("Invalid cross-device link"));
+}
+
+#[test]
 fn a_container_without_a_socket_does_not_start() {
     for runtime in RUNTIMES {
         let pod = Pod::with_runtime(runtime);

@@ -108,6 +108,7 @@ impl Monitor {
             }
             Err(error) => {
                 containers.remove(&id);
+                self.seccomp.close(&id);
                 ::log::warn!("container {id} was not created: {error}");
                 Err(error)
             }
@@ -131,6 +132,7 @@ impl Monitor {
         if request.init {
             request.bundle = bundle::with_init(&request.bundle, &self.config.run_dir, &request.id)?;
         }
+        self.seccomp.open_for(&request.id, &request.bundle)?;
         let logs = open_logs(&request.logs, &request.id)?;
         let was_there = self.runtime.state_dir(&request.id).is_some_and(|directory| directory.exists());
         let expecting = self.reaper.expect();

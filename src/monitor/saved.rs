@@ -137,6 +137,7 @@ impl Monitor {
     /// Lets go of a container's streams, which were read to their end, and of what
     /// was held open for it.
     pub(super) fn release(&self, container: &Container) {
+        self.seccomp.close(&container.id);
         let held = (0..container.held.take().len()).map(|number| format!("{HELD}{number}"));
         let streams = [STDIN, STDOUT, STDERR, TERMINAL].map(str::to_owned);
         for stream in streams.into_iter().chain(held) {
@@ -232,6 +233,9 @@ impl Monitor {
             container.exit.send_replace(Some(Rc::new(record)));
             self.containers.borrow_mut().insert(id, Slot::Here(container));
             return Ok(());
+        }
+        if let Err(error) = self.seccomp.open_for(&id, &saved.bundle) {
+            ::log::error!("{error}; no exec in container {id} will start");
         }
         let ends = take_ends(&id, saved.stdin, kept)?;
         let logs = open_logs(&saved.logs, &id)?;

@@ -3,24 +3,31 @@
 //! `seccomp.sock` in the run directory is what a profile's `listenerPath` names.
 //! It is there from the start, but a pod without such a profile pays for it with
 //! a descriptor only: the broker's thread starts with the first connection.
+//!
+//! An engine that wants to be sure whose listener it is names another path in the
+//! profile: `seccomp/<container id>.sock` below the run directory. That socket is
+//! made for the create and takes listeners of that container only.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::net::SocketType;
+use serde::Deserialize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
-use crate::limits::SECCOMP_ARRIVALS_MAX;
-use crate::monitor::Monitor;
+use crate::limits::{CONFIG_BYTES_MAX, SECCOMP_ARRIVALS_MAX};
 use crate::monitor::config::Config;
 use crate::monitor::create::remove_stale;
 use crate::monitor::error::Error;
 use crate::monitor::id::ContainerId;
+use crate::monitor::{Monitor, make_private_dir};
 use crate::seccomp::arrival::Door;
 use crate::seccomp::thread::{Extension, StopRequest};
 use crate::seccomp::{Broker, Handle, Options, start};
@@ -29,6 +36,9 @@ use crate::sys::socket;
 /// The socket's name in the run directory.
 pub const NAME: &str = "seccomp.sock";
 
+/// The directory of containers' own sockets.
+pub(super) const DIRECTORY: &str = "seccomp";
+
 /// What the pod has of seccomp.
 pub struct Seccomp {
     run_dir: PathBuf,
@@ -36,6 +46,8 @@ pub struct Seccomp {
     running: RefCell<Option<Handle>>,
     /// What the broker will be given at its start.
     doors: RefCell<Vec<Door>>,
+    /// Who waits for the first connection to a container's own socket.
+    waiting: RefCell<HashMap<ContainerId, AbortHandle>>,
     extensions: RefCell<Vec<Extension>>,
     stops: RefCell<Option<mpsc::UnboundedSender<StopRequest>>>,
 }
@@ -53,6 +65,7 @@ impl Seccomp {
             rules: config.seccomp_rules.clone(),
             running: RefCell::default(),
             doors: RefCell::default(),
+            waiting: RefCell::default(),
             extensions: RefCell::default(),
             stops: RefCell::default(),
         })
@@ -69,7 +82,7 @@ impl Seccomp {
             return Ok(());
         }
         self.extensions.borrow_mut().push(extension);
-        wake.map_or(Ok(()), |wake| self.start_at(wake))
+        wake.map_or(Ok(()), |wake| self.start_at(wake).map(drop))
     }
 
     /// The way to the broker, if it runs.
@@ -103,32 +116,70 @@ impl Seccomp {
         Ok(self.running.borrow_mut().insert(handle).clone())
     }
 
-    /// Makes the socket `name` in the run directory, for listeners of any
-    /// container or of one.
-    fn open(self: &Rc<Self>, name: &str, container: Option<&ContainerId>) -> Result<PathBuf, Error> {
-        let path = self.run_dir.join(name);
+    /// Makes the socket at `path`, for listeners of any container or of one.
+    fn open(self: &Rc<Self>, path: &Path, container: Option<&ContainerId>) -> Result<(), Error> {
         // An earlier monitor's, which nobody serves any more: the directory is locked by us.
-        remove_stale(&path)?;
+        remove_stale(path)?;
         let fail = |source| Error::io(format!("make the socket {}", path.display()), source);
         let backlog = i32::try_from(SECCOMP_ARRIVALS_MAX).unwrap_or(i32::MAX);
-        let listener = socket::listen(&path, SocketType::STREAM, backlog).map_err(fail)?;
-        let container = container.map(ToString::to_string);
+        let listener = socket::listen(path, SocketType::STREAM, backlog).map_err(fail)?;
+        let door = |listener| Door { listener, container: container.map(ToString::to_string) };
         if let Some(handle) = self.handle() {
-            handle.tell(move |broker| broker.open(Door { listener, container }));
-            return Ok(path);
+            let door = door(listener);
+            handle.tell(move |broker| broker.open(door));
+            return Ok(());
         }
         let wake = listener.try_clone().map_err(fail)?;
-        self.doors.borrow_mut().push(Door { listener, container });
-        self.start_at(wake)?;
-        Ok(path)
+        self.doors.borrow_mut().push(door(listener));
+        let waiting = self.start_at(wake)?;
+        if let Some(container) = container {
+            self.waiting.borrow_mut().insert(container.clone(), waiting);
+        }
+        Ok(())
+    }
+
+    fn socket_of(&self, id: &ContainerId) -> PathBuf {
+        self.run_dir.join(DIRECTORY).join(format!("{id}.sock"))
+    }
+
+    /// Makes the socket of container `id`, if the profile in `bundle` names it.
+    ///
+    /// # Errors
+    /// If it cannot be made. What is wrong with the bundle the OCI runtime says.
+    pub(super) fn open_for(self: &Rc<Self>, id: &ContainerId, bundle: &Path) -> Result<(), Error> {
+        let path = self.socket_of(id);
+        if listener_path(bundle).as_ref() != Some(&path) {
+            return Ok(());
+        }
+        make_private_dir(&self.run_dir.join(DIRECTORY))?;
+        self.open(&path, Some(id))
+    }
+
+    /// Removes the socket of container `id`, if it has one.
+    pub(super) fn close(&self, id: &ContainerId) {
+        let path = self.socket_of(id);
+        if !path.exists() {
+            return;
+        }
+        if let Err(error) = remove_stale(&path) {
+            ::log::warn!("{error}");
+        }
+        if let Some(waiting) = self.waiting.borrow_mut().remove(id) {
+            waiting.abort();
+        }
+        let container = id.to_string();
+        self.doors.borrow_mut().retain(|door| door.container.as_ref() != Some(&container));
+        if let Some(handle) = self.handle() {
+            handle.tell(move |broker| broker.close(&container));
+        }
     }
 
     /// Starts the broker at the first connection to `socket`, which it accepts by itself.
-    fn start_at(self: &Rc<Self>, socket: OwnedFd) -> Result<(), Error> {
+    fn start_at(self: &Rc<Self>, socket: OwnedFd) -> Result<AbortHandle, Error> {
         let fail = |source: io::Error| Error::io("wait for seccomp's sockets", source);
         let socket = AsyncFd::with_interest(socket, Interest::READABLE).map_err(fail)?;
         let seccomp = Rc::clone(self);
-        tokio::task::spawn_local(async move {
+        let waiting = tokio::task::spawn_local(async move {
             // An error means that the event loop is going down, and so are we.
             if socket.readable().await.is_ok()
                 && let Err(error) = seccomp.started()
@@ -136,7 +187,7 @@ impl Seccomp {
                 ::log::error!("{error}; seccomp notifications are not served");
             }
         });
-        Ok(())
+        Ok(waiting.abort_handle())
     }
 }
 
@@ -154,16 +205,7 @@ impl Monitor {
                 tokio::task::spawn_local(Rc::clone(&monitor).stop_for_seccomp(request));
             }
         });
-        self.seccomp.open(NAME, None).map(drop)
-    }
-
-    /// Makes a socket that takes listeners of container `id` only; its path.
-    ///
-    /// # Errors
-    /// If it cannot be made.
-    pub fn seccomp_socket(&self, id: &ContainerId) -> Result<PathBuf, Error> {
-        self.refuse_if_closing()?;
-        self.seccomp.open(&format!("sockets/{id}.seccomp"), Some(id))
+        self.seccomp.open(&self.config.run_dir.join(NAME), None)
     }
 
     async fn stop_for_seccomp(self: Rc<Self>, request: StopRequest) {
@@ -178,4 +220,29 @@ impl Monitor {
             ::log::error!("container {container} was not ended: {error}");
         }
     }
+}
+
+/// The `listenerPath` of a bundle's profile (runtime-spec, config-linux.md).
+fn listener_path(bundle: &Path) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    struct Config {
+        linux: Option<Linux>,
+    }
+    #[derive(Deserialize)]
+    struct Linux {
+        seccomp: Option<Profile>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Profile {
+        listener_path: Option<PathBuf>,
+    }
+    let path = bundle.join("config.json");
+    if std::fs::metadata(&path).ok()?.len() > CONFIG_BYTES_MAX {
+        return None;
+    }
+    let text = std::fs::read(path).ok()?;
+    // Most bundles have none, and this is a hundred times faster than to read it all.
+    memchr::memmem::find(&text, b"listenerPath")?;
+    serde_json::from_slice::<Config>(&text).ok()?.linux?.seccomp?.listener_path
 }

@@ -261,7 +261,7 @@ impl Monitor {
     /// Removes the files of the run directory that are ours, and ends the monitor.
     pub fn finish(&self) {
         let run_dir = &self.config.run_dir;
-        for directory in self.own_dirs() {
+        for directory in self.own_dirs().into_iter().chain([run_dir.join(seccomp::DIRECTORY)]) {
             if let Err(error) = std::fs::remove_dir_all(&directory)
                 && error.kind() != std::io::ErrorKind::NotFound
             {

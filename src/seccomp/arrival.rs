@@ -80,9 +80,23 @@ pub struct Door {
 }
 
 impl Broker {
-    /// Takes listeners at `door` from now on.
+    /// Takes listeners at `door` from now on. One for the same container before is
+    /// closed.
     pub fn open(self: &Rc<Self>, door: Door) {
-        tokio::task::spawn_local(Rc::clone(self).receive(door));
+        let container = door.container.clone();
+        let task = tokio::task::spawn_local(Rc::clone(self).receive(door));
+        if let Some(container) = container
+            && let Some(before) = self.doors.borrow_mut().insert(container, task.abort_handle())
+        {
+            before.abort();
+        }
+    }
+
+    /// Takes no more listeners at the door of one container.
+    pub fn close(&self, container: &str) {
+        if let Some(door) = self.doors.borrow_mut().remove(container) {
+            door.abort();
+        }
     }
 
     async fn receive(self: Rc<Self>, door: Door) {

@@ -171,6 +171,8 @@ pub struct Broker {
     by_default: Rc<Counters>,
     default_name: Rc<str>,
     rules: RefCell<Vec<Registered>>,
+    /// Who takes listeners of one container only.
+    pub(super) doors: RefCell<HashMap<String, AbortHandle>>,
     changes: broadcast::Sender<Change>,
     /// Told when a call has been answered or a registration has come.
     pub(super) moved: Notify,
@@ -224,6 +226,7 @@ impl Broker {
             by_default: Rc::default(),
             default_name: DEFAULT.into(),
             rules: RefCell::default(),
+            doors: RefCell::default(),
             changes: broadcast::channel(SECCOMP_CHANGES_QUEUE_MAX).0,
             moved: Notify::new(),
             workers: Workers::default(),
