@@ -15,10 +15,10 @@ cargo = LIBSECCOMP_LINK_TYPE=static \
 	LIBSECCOMP_LIB_PATH="$$(dirname "$$(realpath "$$(cc -print-file-name=libseccomp.a)")")" \
 	cargo
 
-.PHONY: help deps build static-binary check test test-vm schema demo bench install clean
+.PHONY: help deps build static-binary check test test-vm test-tracing schema demo bench install clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 deps: ## install what is missing to build, check, test and demonstrate (root)
 	@scripts/deps.sh build check test demo
@@ -64,6 +64,15 @@ test-vm: ## tests of containers and cgroups in a virtual machine with cgroup v2 
 	@programs="$$($(cargo) test --locked --no-run --message-format=json $(addprefix --test ,$(VM_TESTS)) | \
 		sed -n 's|.*"kind":\["test"\].*"executable":"\([^"]*\)".*|\1|p')" && \
 	scripts/vm.sh "$(BINARY)" $$programs
+
+# A debug build in a directory of its own: the feature is not in the released binary.
+test-tracing: ## spans of requests, with a real collector and the published Go client (root, go)
+	@scripts/deps.sh build test
+	@$(MAKE) --no-print-directory static-binary
+	$(cargo) build --locked --features tracing-otlp --bin podinit --target-dir "$(CARGO_TARGET)/tracing"
+	$(cargo) clippy --locked --features tracing-otlp --lib --target-dir "$(CARGO_TARGET)/tracing" -- -D warnings
+	PODINIT_BINARY="$(abspath $(BINARY))" PODINIT_TRACING_BINARY="$(abspath $(CARGO_TARGET))/tracing/debug/podinit" \
+		scripts/go.sh test -count=1 -run 'TestTracing' -v .
 
 schema: ## write the generated Cap'n Proto code anew, after a change of schema/*.capnp
 	@scripts/deps.sh build check

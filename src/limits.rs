@@ -140,6 +140,17 @@ pub const ATTACH_LAG_MAX: Duration = Duration::from_secs(10);
 /// How long a client may take nothing of what waits for it after the container's
 /// output has ended.
 pub const ATTACH_PARTING_MAX: Duration = Duration::from_secs(5);
+/// Entries of a request's metadata that are looked at: trace context has two.
+pub const TRACE_ENTRIES_MAX: usize = 16;
+
+/// Bytes of `tracestate` that are passed on: what W3C's Trace Context asks for at least.
+pub const TRACE_STATE_BYTES_MAX: usize = 512;
+
+/// How long the last spans may take to reach their collector when the pod ends. Engines
+/// wait for the end.
+#[cfg(feature = "tracing-otlp")]
+pub const TRACE_FLUSH_MAX: Duration = Duration::from_secs(2);
+
 /// How long an OCI runtime may take for anything but `create`.
 pub const RUNTIME_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -91,6 +91,9 @@ async fn serve(config: Config, inherited: &Inherited, signals: &SigSet) -> Resul
     let monitor = Monitor::new(config, Rc::clone(&inherited.link), keeper_pid)?;
     monitor.take_over(kept);
 
+    if let Some(endpoint) = &monitor.config.tracing {
+        crate::rpc::trace::start(endpoint);
+    }
     let listener = inherited.listener.try_clone().map_err(fail("duplicate the listening socket"))?;
     let listener = UnixListener::from_std(listener.into()).map_err(fail("listen"))?;
     // Read before the first request, which they may be for.
@@ -114,6 +117,7 @@ async fn serve(config: Config, inherited: &Inherited, signals: &SigSet) -> Resul
         () = monitor.ended() => {}
     }
     server.close().await;
+    crate::rpc::trace::finish().await;
     if let Err(error) = inherited.link.send(&ToKeeper::Goodbye) {
         ::log::warn!("cannot say goodbye to the keeper: {error}");
     }

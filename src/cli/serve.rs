@@ -142,11 +142,12 @@ pub struct Args {
     #[arg(long, env = "CONMON_SKIP_FORK", action = ArgAction::SetTrue, value_parser = switch)]
     skip_fork: bool,
 
-    /// Accepted for engines that ask for traces; this build makes none.
+    /// Send a span of each request to a collector. Always accepted; it has an effect only in a build with the
+    /// cargo feature tracing-otlp, and the monitor's log says if not.
     #[arg(long, short = 'e', env = "CONMON_ENABLE_TRACING", action = ArgAction::SetTrue, value_parser = switch)]
     enable_tracing: bool,
 
-    /// Where traces would go.
+    /// The collector: OTLP over gRPC.
     #[arg(long, short = 't', env = "CONMON_TRACING_ENDPOINT", default_value = "http://127.0.0.1:4317")]
     #[arg(value_name = "URL")]
     tracing_endpoint: String,
@@ -188,6 +189,7 @@ impl Args {
             run_dir: absolute(run_dir)?,
             runtime_root: runtime_root.map(absolute).transpose()?,
             streaming: self.streaming()?,
+            tracing: self.enable_tracing.then(|| self.tracing_endpoint.clone()),
             create_timeout: create_timeout.unwrap_or(CREATE_TIMEOUT),
             hooks_dirs: self.hooks_dirs()?,
             hooks_socket: self.hooks_socket,

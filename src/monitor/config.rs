@@ -64,6 +64,8 @@ pub struct Config {
     pub hooks_dirs: Vec<PathBuf>,
     /// Whether plugins may register resident hooks, at a socket of their own.
     pub hooks_socket: bool,
+    /// Where spans of requests go (OTLP over gRPC), if they are wanted.
+    pub tracing: Option<String>,
     /// How much is logged.
     pub log_level: LogLevel,
     /// Where it is logged.

@@ -18,6 +18,7 @@ use crate::rpc::convert::{
 use crate::rpc::sandbox;
 use crate::rpc::schema::conmon_capnp::conmon::{self as wire, Server};
 use crate::rpc::server::{PodServer, detached};
+use crate::rpc::trace::Traced;
 use crate::stream::remote::{Channel, Channels};
 use crate::version::BUILD;
 
@@ -31,20 +32,25 @@ impl Server for PodServer {
         params: wire::VersionParams,
         mut results: wire::VersionResults,
     ) -> Result<(), capnp::Error> {
-        let verbose = params.get()?.get_request()?.get_verbose();
-        let mut response = results.get().init_response();
-        response.set_process_id(self.monitor.stable_pid());
-        response.set_version(BUILD.version);
-        response.set_tag(BUILD.tag);
-        response.set_commit(BUILD.commit);
-        response.set_build_date(BUILD.build_date);
-        response.set_target(BUILD.target);
-        response.set_rust_version(BUILD.rust_version);
-        response.set_cargo_version(BUILD.cargo_version);
-        if verbose {
-            response.set_cargo_tree(BUILD.cargo_tree);
-        }
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (None, traced.get_metadata());
+        let work = async {
+            let verbose = params.get()?.get_request()?.get_verbose();
+            let mut response = results.get().init_response();
+            response.set_process_id(self.monitor.stable_pid());
+            response.set_version(BUILD.version);
+            response.set_tag(BUILD.tag);
+            response.set_commit(BUILD.commit);
+            response.set_build_date(BUILD.build_date);
+            response.set_target(BUILD.target);
+            response.set_rust_version(BUILD.rust_version);
+            response.set_cargo_version(BUILD.cargo_version);
+            if verbose {
+                response.set_cargo_tree(BUILD.cargo_tree);
+            }
+            Ok(())
+        };
+        Traced { name: "version", id, metadata }.span(work).await
     }
 
     async fn create_container(
@@ -52,12 +58,17 @@ impl Server for PodServer {
         params: wire::CreateContainerParams,
         mut results: wire::CreateContainerResults,
     ) -> Result<(), capnp::Error> {
-        let request = params.get()?.get_request()?;
-        let request = create_request(request, &self.monitor).map_err(|error| refuse(&error))?;
-        let monitor = Rc::clone(&self.monitor);
-        let pid = detached(async move { monitor.create(request).await }).await?;
-        results.get().init_response().set_container_pid(pid);
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (Some(traced.get_id()), traced.get_metadata());
+        let work = async {
+            let request = params.get()?.get_request()?;
+            let request = create_request(request, &self.monitor).map_err(|error| refuse(&error))?;
+            let monitor = Rc::clone(&self.monitor);
+            let pid = detached(async move { monitor.create(request).await }).await?;
+            results.get().init_response().set_container_pid(pid);
+            Ok(())
+        };
+        Traced { name: "createContainer", id, metadata }.span(work).await
     }
 
     async fn exec_sync_container(
@@ -65,31 +76,36 @@ impl Server for PodServer {
         params: wire::ExecSyncContainerParams,
         mut results: wire::ExecSyncContainerResults,
     ) -> Result<(), capnp::Error> {
-        let request = exec_request(params.get()?.get_request()?).map_err(|error| refuse(&error))?;
-        let monitor = Rc::clone(&self.monitor);
-        if request.command.is_empty() {
-            // Deployed clients get this as the answer of the exec, not as an error.
-            let mut response = results.get().init_response();
-            response.set_exit_code(EXEC_NOT_STARTED);
-            response.set_stderr(b"the command is empty; name a program to execute");
-            return Ok(());
-        }
-        let outcome = detached(async move { monitor.exec(request).await }).await?;
-        let mut response = results.get().init_response();
-        response.set_stdout(&outcome.output.stdout);
-        response.set_stderr(&outcome.output.stderr);
-        match outcome.end {
-            ExecEnd::Exited(cause) => response.set_exit_code(cause.shell_code()),
-            ExecEnd::NotStarted(reason) => {
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (Some(traced.get_id()), traced.get_metadata());
+        let work = async {
+            let request = exec_request(params.get()?.get_request()?).map_err(|error| refuse(&error))?;
+            let monitor = Rc::clone(&self.monitor);
+            if request.command.is_empty() {
+                // Deployed clients get this as the answer of the exec, not as an error.
+                let mut response = results.get().init_response();
                 response.set_exit_code(EXEC_NOT_STARTED);
-                response.set_stderr(reason.as_bytes());
+                response.set_stderr(b"the command is empty; name a program to execute");
+                return Ok(());
             }
-            ExecEnd::TimedOut => {
-                response.set_exit_code(EXEC_TIMED_OUT);
-                response.set_timed_out(true);
+            let outcome = detached(async move { monitor.exec(request).await }).await?;
+            let mut response = results.get().init_response();
+            response.set_stdout(&outcome.output.stdout);
+            response.set_stderr(&outcome.output.stderr);
+            match outcome.end {
+                ExecEnd::Exited(cause) => response.set_exit_code(cause.shell_code()),
+                ExecEnd::NotStarted(reason) => {
+                    response.set_exit_code(EXEC_NOT_STARTED);
+                    response.set_stderr(reason.as_bytes());
+                }
+                ExecEnd::TimedOut => {
+                    response.set_exit_code(EXEC_TIMED_OUT);
+                    response.set_timed_out(true);
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        Traced { name: "execSyncContainer", id, metadata }.span(work).await
     }
 
     async fn attach_container(
@@ -97,16 +113,21 @@ impl Server for PodServer {
         params: wire::AttachContainerParams,
         mut results: wire::AttachContainerResults,
     ) -> Result<(), capnp::Error> {
-        let request = params.get()?.get_request()?;
-        let parsed = container_id(request.get_id()?).and_then(|id| {
-            let socket =
-                path(request.get_socket_path().map_err(|e| malformed("the request", &e))?, "socketPath")?;
-            Ok((id, Attach { path: socket, stop_after_stdin_eof: request.get_stop_after_stdin_eof() }))
-        });
-        let (id, attach) = parsed.map_err(|error| refuse(&error))?;
-        self.monitor.attach(&id, attach).await.map_err(|error| refuse(&error))?;
-        results.get().init_response();
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (Some(traced.get_id()), traced.get_metadata());
+        let work = async {
+            let request = params.get()?.get_request()?;
+            let parsed = container_id(request.get_id()?).and_then(|id| {
+                let socket =
+                    path(request.get_socket_path().map_err(|e| malformed("the request", &e))?, "socketPath")?;
+                Ok((id, Attach { path: socket, stop_after_stdin_eof: request.get_stop_after_stdin_eof() }))
+            });
+            let (id, attach) = parsed.map_err(|error| refuse(&error))?;
+            self.monitor.attach(&id, attach).await.map_err(|error| refuse(&error))?;
+            results.get().init_response();
+            Ok(())
+        };
+        Traced { name: "attachContainer", id, metadata }.span(work).await
     }
 
     async fn reopen_log_container(
@@ -114,10 +135,15 @@ impl Server for PodServer {
         params: wire::ReopenLogContainerParams,
         mut results: wire::ReopenLogContainerResults,
     ) -> Result<(), capnp::Error> {
-        let id = container_id(params.get()?.get_request()?.get_id()?).map_err(|error| refuse(&error))?;
-        self.monitor.reopen_logs(&id).await.map_err(|error| refuse(&error))?;
-        results.get().init_response();
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (Some(traced.get_id()), traced.get_metadata());
+        let work = async {
+            let id = container_id(params.get()?.get_request()?.get_id()?).map_err(|error| refuse(&error))?;
+            self.monitor.reopen_logs(&id).await.map_err(|error| refuse(&error))?;
+            results.get().init_response();
+            Ok(())
+        };
+        Traced { name: "reopenLogContainer", id, metadata }.span(work).await
     }
 
     async fn set_window_size_container(
@@ -125,12 +151,17 @@ impl Server for PodServer {
         params: wire::SetWindowSizeContainerParams,
         mut results: wire::SetWindowSizeContainerResults,
     ) -> Result<(), capnp::Error> {
-        let request = params.get()?.get_request()?;
-        let id = container_id(request.get_id()?).map_err(|error| refuse(&error))?;
-        let resized = self.monitor.set_window_size(&id, request.get_width(), request.get_height());
-        resized.map_err(|error| refuse(&error))?;
-        results.get().init_response();
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (Some(traced.get_id()), traced.get_metadata());
+        let work = async {
+            let request = params.get()?.get_request()?;
+            let id = container_id(request.get_id()?).map_err(|error| refuse(&error))?;
+            let resized = self.monitor.set_window_size(&id, request.get_width(), request.get_height());
+            resized.map_err(|error| refuse(&error))?;
+            results.get().init_response();
+            Ok(())
+        };
+        Traced { name: "setWindowSizeContainer", id, metadata }.span(work).await
     }
 
     async fn create_namespaces(
@@ -138,23 +169,33 @@ impl Server for PodServer {
         params: wire::CreateNamespacesParams,
         mut results: wire::CreateNamespacesResults,
     ) -> Result<(), capnp::Error> {
-        let request = params.get()?.get_request()?;
-        let request = sandbox::conmon_request(request).map_err(|error| refuse(&error))?;
-        let monitor = Rc::clone(&self.monitor);
-        let made = detached(async move { monitor.create_namespaces(request).await }).await?;
-        sandbox::set_conmon(results.get().init_response(), &made);
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (None, traced.get_metadata());
+        let work = async {
+            let request = params.get()?.get_request()?;
+            let request = sandbox::conmon_request(request).map_err(|error| refuse(&error))?;
+            let monitor = Rc::clone(&self.monitor);
+            let made = detached(async move { monitor.create_namespaces(request).await }).await?;
+            sandbox::set_conmon(results.get().init_response(), &made);
+            Ok(())
+        };
+        Traced { name: "createNamespaces", id, metadata }.span(work).await
     }
 
     async fn start_fd_socket(
         self: Rc<Self>,
-        _: wire::StartFdSocketParams,
+        params: wire::StartFdSocketParams,
         mut results: wire::StartFdSocketResults,
     ) -> Result<(), capnp::Error> {
-        let path = self.monitor.start_fd_socket().map_err(|error| refuse(&error))?;
-        let path = path.to_str().ok_or_else(|| Error::Invalid("the run directory is not UTF-8".into()));
-        results.get().init_response().set_path(path.map_err(|error| refuse(&error))?);
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (None, traced.get_metadata());
+        let work = async {
+            let path = self.monitor.start_fd_socket().map_err(|error| refuse(&error))?;
+            let path = path.to_str().ok_or_else(|| Error::Invalid("the run directory is not UTF-8".into()));
+            results.get().init_response().set_path(path.map_err(|error| refuse(&error))?);
+            Ok(())
+        };
+        Traced { name: "startFdSocket", id, metadata }.span(work).await
     }
 
     async fn serve_exec_container(
@@ -162,12 +203,17 @@ impl Server for PodServer {
         params: wire::ServeExecContainerParams,
         mut results: wire::ServeExecContainerResults,
     ) -> Result<(), capnp::Error> {
-        let request = params.get()?.get_request()?;
-        let streams = [request.get_stdin(), request.get_stdout(), request.get_stderr()];
-        let exec = serve_exec_request(request).map_err(|error| refuse(&error))?;
-        let url = self.streaming.serve_exec(exec, channels(streams)).map_err(|error| refuse(&error))?;
-        results.get().init_response().set_url(&url);
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (Some(traced.get_id()), traced.get_metadata());
+        let work = async {
+            let request = params.get()?.get_request()?;
+            let streams = [request.get_stdin(), request.get_stdout(), request.get_stderr()];
+            let exec = serve_exec_request(request).map_err(|error| refuse(&error))?;
+            let url = self.streaming.serve_exec(exec, channels(streams)).map_err(|error| refuse(&error))?;
+            results.get().init_response().set_url(&url);
+            Ok(())
+        };
+        Traced { name: "serveExecContainer", id, metadata }.span(work).await
     }
 
     async fn serve_attach_container(
@@ -175,12 +221,17 @@ impl Server for PodServer {
         params: wire::ServeAttachContainerParams,
         mut results: wire::ServeAttachContainerResults,
     ) -> Result<(), capnp::Error> {
-        let request = params.get()?.get_request()?;
-        let streams = [request.get_stdin(), request.get_stdout(), request.get_stderr()];
-        let id = container_id(request.get_id()?).map_err(|error| refuse(&error))?;
-        let url = self.streaming.serve_attach(&id, channels(streams)).map_err(|error| refuse(&error))?;
-        results.get().init_response().set_url(&url);
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (Some(traced.get_id()), traced.get_metadata());
+        let work = async {
+            let request = params.get()?.get_request()?;
+            let streams = [request.get_stdin(), request.get_stdout(), request.get_stderr()];
+            let id = container_id(request.get_id()?).map_err(|error| refuse(&error))?;
+            let url = self.streaming.serve_attach(&id, channels(streams)).map_err(|error| refuse(&error))?;
+            results.get().init_response().set_url(&url);
+            Ok(())
+        };
+        Traced { name: "serveAttachContainer", id, metadata }.span(work).await
     }
 
     async fn serve_port_forward_container(
@@ -188,11 +239,16 @@ impl Server for PodServer {
         params: wire::ServePortForwardContainerParams,
         mut results: wire::ServePortForwardContainerResults,
     ) -> Result<(), capnp::Error> {
-        let request = params.get()?.get_request()?;
-        let namespace = path(request.get_net_ns_path()?, "netNsPath").map_err(|error| refuse(&error))?;
-        let url = self.streaming.serve_port_forward(namespace).map_err(|error| refuse(&error))?;
-        results.get().init_response().set_url(&url);
-        Ok(())
+        let traced = params.get()?.get_request()?;
+        let (id, metadata) = (None, traced.get_metadata());
+        let work = async {
+            let request = params.get()?.get_request()?;
+            let namespace = path(request.get_net_ns_path()?, "netNsPath").map_err(|error| refuse(&error))?;
+            let url = self.streaming.serve_port_forward(namespace).map_err(|error| refuse(&error))?;
+            results.get().init_response().set_url(&url);
+            Ok(())
+        };
+        Traced { name: "servePortForwardContainer", id, metadata }.span(work).await
     }
 }
 

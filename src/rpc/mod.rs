@@ -11,3 +11,4 @@ mod sandbox;
 pub mod schema;
 pub mod server;
 mod stats;
+pub mod trace;

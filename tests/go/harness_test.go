@@ -149,28 +149,42 @@ type pod struct {
 func newPod(t *testing.T, runtime string, settings ...string) *pod {
 	t.Helper()
 
-	path, err := exec.LookPath(runtime)
-	if err != nil {
-		t.Fatalf("the OCI runtime must be installed: %v", err)
-	}
-
-	name := fmt.Sprintf("pt%dx%dz", os.Getpid(), podCount.Add(1))
-	p := &pod{t: t, name: name, dir: filepath.Join(workspace.dir, name), runtime: path}
-
-	for _, dir := range []string{"run", "root", "logs", "exits", "pins", "bundles"} {
-		must(t, os.MkdirAll(filepath.Join(p.dir, dir), 0o755))
-	}
-
-	p.program = workspace.conmonrs
+	p := idlePod(t, runtime)
 	if len(settings) > 0 {
 		p.program = p.path("conmonrs")
 		script := fmt.Sprintf("#!/bin/sh\n%s exec %s \"$@\"\n", strings.Join(settings, " "), workspace.conmonrs)
 		must(t, os.WriteFile(p.program, []byte(script), 0o755))
 	}
 
+	var err error
+
 	p.client, err = client.New(p.config())
 	must(t, err)
+
+	return p
+}
+
+// idlePod is a pod that the test starts itself.
+func idlePod(t *testing.T, runtime string) *pod {
+	t.Helper()
+
+	path, err := exec.LookPath(runtime)
+	if err != nil {
+		t.Fatalf("the OCI runtime must be installed: %v", err)
+	}
+
+	name := fmt.Sprintf("pt%dx%dz", os.Getpid(), podCount.Add(1))
+	p := &pod{t: t, name: name, dir: filepath.Join(workspace.dir, name), runtime: path, program: workspace.conmonrs}
+
+	for _, dir := range []string{"run", "root", "logs", "exits", "pins", "bundles"} {
+		must(t, os.MkdirAll(filepath.Join(p.dir, dir), 0o755))
+	}
+
 	t.Cleanup(func() {
+		if p.client == nil {
+			return
+		}
+
 		p.stop()
 		p.deleteContainers()
 		p.assertNothingLeft()

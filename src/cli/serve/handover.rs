@@ -66,6 +66,9 @@ pub fn monitor_args(config: &Config) -> Vec<OsString> {
     if config.hooks_socket {
         args.extend([HOOKS_SOCKET.into(), "yes".into()]);
     }
+    if let Some(endpoint) = &config.tracing {
+        args.extend(["--tracing-endpoint".into(), endpoint.into()]);
+    }
     args.extend(["--create-timeout-ms".into(), config.create_timeout.as_millis().to_string().into()]);
     args.extend(["--log-level".into(), level.into(), "--log-driver".into(), sink.into()]);
     if let Some(rules) = &config.seccomp_rules {
@@ -101,6 +104,7 @@ pub fn monitor_config(args: &[OsString]) -> Result<Config, NotOurs> {
         streaming,
         hooks_dirs: hooks_dirs.map(|pair| PathBuf::from(&pair[1])).collect(),
         hooks_socket: text(HOOKS_SOCKET).is_some(),
+        tracing: text("--tracing-endpoint").map(str::to_owned),
         log_level: text("--log-level").and_then(level).ok_or(NotOurs("no --log-level"))?,
         log_sink: text("--log-driver").and_then(sink).ok_or(NotOurs("no --log-driver"))?,
         seccomp_rules: value("--seccomp-rules").map(PathBuf::from),
@@ -130,6 +134,7 @@ mod tests {
                     },
                     hooks_dirs: vec!["/a".into(), "/b c".into()],
                     hooks_socket: log_level > LogLevel::Warn,
+                    tracing: (log_level > LogLevel::Warn).then(|| "http://127.0.0.1:4317".into()),
                     log_level,
                     log_sink,
                     seccomp_rules: (log_level < LogLevel::Info).then(|| "/etc/rules".into()),
