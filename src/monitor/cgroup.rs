@@ -21,17 +21,13 @@ pub struct OomCounter {
 }
 
 impl OomCounter {
-    /// The counter of the cgroup in which `pid` is, with its value as baseline.
+    /// The counter of the cgroup in which a process is, with its value as baseline.
     /// `None` if the machine has no memory controller, or the process is in a
     /// root cgroup, which counts nothing.
-    ///
-    /// # Errors
-    /// What reading /proc says.
-    pub fn of(pid: u32, mounts: &Mounts) -> io::Result<Option<Self>> {
-        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let Some(file) = locate(&membership, &mounts.0) else { return Ok(None) };
+    pub(super) fn of(membership: &Membership, mounts: &Mounts) -> Option<Self> {
+        let file = locate(&membership.theirs, &mounts.0)?;
         let baseline = read_oom_kills(&file).unwrap_or(0);
-        Ok(file.exists().then_some(Self { file, baseline }))
+        file.exists().then_some(Self { file, baseline })
     }
 
     /// The counter in `file`, with a baseline that was read earlier.
@@ -90,6 +86,31 @@ impl Mounts {
     }
 }
 
+/// In which cgroups a process is, and this one. The kernel takes its time to tell, so
+/// it is asked once.
+#[derive(Debug)]
+pub(super) struct Membership {
+    theirs: String,
+    ours: String,
+}
+
+impl Membership {
+    /// Of process `pid`.
+    ///
+    /// # Errors
+    /// What reading /proc says.
+    pub(super) fn of(pid: u32) -> io::Result<Self> {
+        let theirs = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        Ok(Self { theirs, ours: fs::read_to_string("/proc/self/cgroup")? })
+    }
+
+    /// The directory of the cgroup in which it is and this process is not: in v1's
+    /// hierarchy of `controller`, or without one in v2's tree, if that is all there is.
+    pub(super) fn own_directory(&self, mounts: &Mounts, controller: Option<&str>) -> Option<PathBuf> {
+        directory_apart(&self.theirs, &self.ours, mounts, controller)
+    }
+}
+
 /// Moves this process into the cgroups of process `leader`, where they differ:
 /// engines move the pid that they know, the keeper's, and mean all of the monitor.
 ///
@@ -120,14 +141,6 @@ fn directory_of_line(line: &str, mounts: &Mounts) -> Option<PathBuf> {
     let mut fields = line.splitn(3, ':');
     let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
     mounts.find(controllers, path)
-}
-
-/// The directory of the cgroup in which `pid` is and this process is not: in v1's
-/// hierarchy of `controller`, or without one in v2's tree, if that is all there is.
-pub(super) fn own_directory(pid: u32, mounts: &Mounts, controller: Option<&str>) -> Option<PathBuf> {
-    let theirs = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let ours = fs::read_to_string("/proc/self/cgroup").ok()?;
-    directory_apart(&theirs, &ours, mounts, controller)
 }
 
 fn directory_apart(theirs: &str, ours: &str, mounts: &Mounts, controller: Option<&str>) -> Option<PathBuf> {

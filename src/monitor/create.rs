@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::limits::KILL_TIMEOUT;
 use crate::monitor::bundle;
-use crate::monitor::cgroup::{self, OomCounter};
+use crate::monitor::cgroup::{self, Membership, OomCounter};
 use crate::monitor::console::ConsoleSocket;
 use crate::monitor::container::{Container, Streams};
 use crate::monitor::error::Error;
@@ -161,7 +161,10 @@ impl Monitor {
                 return Err(error.into());
             }
         };
-        let oom = OomCounter::of(child.pid(), &self.cgroup_mounts).unwrap_or_default();
+        // A process that has ended already is in none that matters.
+        let membership = Membership::of(child.pid()).ok();
+        let oom = membership.as_ref().and_then(|cgroups| OomCounter::of(cgroups, &self.cgroup_mounts));
+        let execs_home = membership.as_ref().and_then(|cgroups| Home::of(cgroups, &self.cgroup_mounts));
         let saved = Saved {
             id: request.id.to_string(),
             pid: child.pid(),
@@ -175,7 +178,7 @@ impl Monitor {
             logs: request.logs,
             cleanup: request.cleanup,
             options: request.options,
-            execs_home: Home::of(child.pid(), &self.cgroup_mounts),
+            execs_home,
             oom: oom.map(|counter| counter.parts()),
             ended: None,
             exit: None,

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::limits::{LEAF_LOOK_AGAIN, LEAF_MOVES_MAX, LEAF_TIMEOUT};
-use crate::monitor::cgroup::{Mounts, own_directory};
+use crate::monitor::cgroup::{Membership, Mounts};
 use crate::monitor::tree::members;
 
 /// A container's cgroup, as the place for its execs'.
@@ -39,14 +39,14 @@ pub enum Home {
 }
 
 impl Home {
-    /// The cgroup of the container whose first process is `pid`. `None` if it shares it
+    /// The cgroup of a container, as its first process is in it. `None` if it shares it
     /// with this process, or cannot have cgroups below it that can be killed.
-    pub(super) fn of(pid: u32, mounts: &Mounts) -> Option<Self> {
-        if let Some(directory) = own_directory(pid, mounts, None) {
+    pub(super) fn of(membership: &Membership, mounts: &Mounts) -> Option<Self> {
+        if let Some(directory) = membership.own_directory(mounts, None) {
             // Linux 5.14 and newer.
             return directory.join("cgroup.kill").exists().then_some(Self::Unified(directory));
         }
-        let directory = own_directory(pid, mounts, Some("freezer"))?;
+        let directory = membership.own_directory(mounts, Some("freezer"))?;
         directory.join("freezer.state").exists().then_some(Self::Freezer(directory))
     }
 
