@@ -188,6 +188,7 @@ impl Args {
             runtime,
             run_dir: absolute(run_dir)?,
             runtime_root: runtime_root.map(absolute).transpose()?,
+            open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
             streaming: self.streaming()?,
             tracing: self.enable_tracing.then(|| self.tracing_endpoint.clone()),
             create_timeout: create_timeout.unwrap_or(CREATE_TIMEOUT),

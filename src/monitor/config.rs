@@ -58,6 +58,9 @@ pub struct Config {
     pub runtime_root: Option<PathBuf>,
     /// Bound on the OCI runtime's `create`.
     pub create_timeout: Duration,
+    /// How many descriptors a program may have that is started for a container: the
+    /// soft limit that the engine started us with. The monitor raises its own.
+    pub open_files: Option<u64>,
     /// Where streaming clients come in.
     pub streaming: StreamingDoor,
     /// Directories of hook files, in rising preference.

@@ -115,7 +115,7 @@ impl Monitor {
     /// If the thread or the directories below the run directory cannot be made.
     pub fn new(config: Config, keeper: Rc<Link>, keeper_pid: u32) -> Result<Rc<Self>, Error> {
         let reaper = Rc::new(Reaper::default());
-        let runtime = Runtime::new(config.runtime.clone(), config.runtime_root.clone(), Rc::clone(&reaper));
+        let runtime = Runtime::new(&config, Rc::clone(&reaper));
         let monitor = Self {
             events: EventLog::default(),
             relay: Relay::start()?,

@@ -18,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use crate::limits::{RUNTIME_CALL_TIMEOUT, RUNTIME_STDERR_BYTES_MAX};
+use crate::monitor::config::Config;
 use crate::monitor::error::Error;
 use crate::monitor::exit::ExitCause;
 use crate::monitor::id::ContainerId;
@@ -59,6 +60,8 @@ pub struct Purpose<'a> {
 pub struct Runtime {
     path: PathBuf,
     root: Option<PathBuf>,
+    /// What a container may open that has no limit of its own, if we may open more.
+    open_files: Option<u64>,
     reaper: Rc<Reaper>,
     starter: RefCell<Option<Starter>>,
     /// Whether its `exec` has `--cgroup`, once asked.
@@ -99,10 +102,18 @@ impl Outcome {
 }
 
 impl Runtime {
-    /// The runtime at `path`, which keeps its state below `root`.
+    /// The runtime that `config` names.
     #[must_use]
-    pub fn new(path: PathBuf, root: Option<PathBuf>, reaper: Rc<Reaper>) -> Self {
-        Self { path, root, reaper, starter: RefCell::default(), exec_has_cgroup: Cell::default() }
+    pub fn new(config: &Config, reaper: Rc<Reaper>) -> Self {
+        let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        Self {
+            path: config.runtime.clone(),
+            root: config.runtime_root.clone(),
+            open_files: config.open_files.filter(|soft| own != Some(*soft)),
+            reaper,
+            starter: RefCell::default(),
+            exec_has_cgroup: Cell::default(),
+        }
     }
 
     /// A command line up to the sub-command.
@@ -147,6 +158,9 @@ impl Runtime {
             spawn::prepare(&mut command, passed).map_err(fail)?;
         }
         spawn::unprotect(&mut command);
+        if let Some(soft) = self.open_files {
+            spawn::limit_open_files(&mut command, soft);
+        }
         let heard = heard.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>().map_err(fail)?;
         let started = match &*self.starter.borrow() {
             Some(starter) => starter.spawn(command),

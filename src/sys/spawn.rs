@@ -70,6 +70,18 @@ pub fn unprotect(command: &mut Command) {
     }
 }
 
+/// Gives the program that `command` starts this soft limit of open files, and leaves the
+/// hard one as it is.
+pub fn limit_open_files(command: &mut Command, soft: u64) {
+    let limit = move || {
+        let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        limit.current = Some(soft);
+        Ok(rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?)
+    };
+    // SAFETY: the closure runs between fork and exec and makes system calls only.
+    unsafe { command.pre_exec(limit) };
+}
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

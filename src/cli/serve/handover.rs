@@ -52,6 +52,9 @@ pub fn monitor_args(config: &Config) -> Vec<OsString> {
     if let Some(root) = &config.runtime_root {
         args.extend(["--runtime-root".into(), root.clone().into()]);
     }
+    if let Some(soft) = config.open_files {
+        args.extend(["--open-files".into(), soft.to_string().into()]);
+    }
     match &config.streaming {
         StreamingDoor::Port => {}
         StreamingDoor::Socket => args.extend(["--streaming".into(), "socket".into()]),
@@ -101,6 +104,7 @@ pub fn monitor_config(args: &[OsString]) -> Result<Config, NotOurs> {
         run_dir: value("--runtime-dir").map(PathBuf::from).ok_or(NotOurs("no --runtime-dir"))?,
         runtime_root: value("--runtime-root").map(PathBuf::from),
         create_timeout: timeout.map(Duration::from_millis).ok_or(NotOurs("no --create-timeout-ms"))?,
+        open_files: text("--open-files").and_then(|soft| soft.parse().ok()),
         streaming,
         hooks_dirs: hooks_dirs.map(|pair| PathBuf::from(&pair[1])).collect(),
         hooks_socket: text(HOOKS_SOCKET).is_some(),
@@ -124,6 +128,7 @@ mod tests {
                     run_dir: "/run/a b".into(),
                     runtime_root: (log_level > LogLevel::Info).then(|| "--runtime".into()),
                     create_timeout: Duration::from_millis(1500),
+                    open_files: (log_level > LogLevel::Error).then_some(1024),
                     streaming: match log_sink {
                         LogSink::None => StreamingDoor::Port,
                         LogSink::Stdout => StreamingDoor::Socket,
