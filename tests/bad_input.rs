@@ -300,7 +300,7 @@ fn thousand_idle_connections_cost_nobody_else_anything() {
 
 #[test]
 fn exhausted_descriptors_are_an_error_and_no_end() {
-    let options = Options { descriptors_max: Some(48), ..Options::default() };
+    let options = Options { descriptors_max: Some("-n 48"), ..Options::default() };
     let pod = Pod::start_in(Place::new(), options);
     pod.assert_serves("before");
     let idle: Vec<_> = (0..200).map_while(|_| UnixStream::connect(pod.socket()).ok()).collect();

@@ -92,8 +92,8 @@ pub struct Options {
     pub runtime: Option<PathBuf>,
     /// More arguments of `podinit serve`.
     pub arguments: Vec<String>,
-    /// RLIMIT_NOFILE of the server.
-    pub descriptors_max: Option<u32>,
+    /// RLIMIT_NOFILE of the server, as arguments of the shell's `ulimit`.
+    pub descriptors_max: Option<&'static str>,
     /// Length that the run directory's path shall have at least.
     pub run_dir_bytes_min: usize,
 }
@@ -436,11 +436,11 @@ impl Drop for Pod {
 
 /// Runs `podinit serve` until it says that the pod can be used.
 pub fn serve(place: &Place, run_dir: &Path, runtime: &Path, options: &Options) -> Output {
-    let mut command = match options.descriptors_max {
+    let mut command = match &options.descriptors_max {
         None => Command::new(binary()),
         Some(limit) => {
             let mut shell = Command::new("sh");
-            shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]).arg(binary());
+            shell.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]).arg(binary());
             shell
         }
     };
