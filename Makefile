@@ -56,7 +56,7 @@ test: ## install what is missing, then run every test (root)
 
 # The test programs whose subject is containers, their cgroups and the monitor; the
 # guest has no network and no Go, so the others stay here.
-VM_TESTS := vm regression lifecycle
+VM_TESTS := vm crio regression lifecycle
 
 test-vm: ## tests of containers and cgroups in a virtual machine with cgroup v2 and systemd (root)
 	@scripts/deps.sh build vm

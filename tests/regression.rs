@@ -274,6 +274,36 @@ fn exec_that_ends_leaves_its_daemons_alone() {
     }
 }
 
+/// What a command prints while the runtime that has started it is still there.
+#[test]
+fn output_before_a_late_return_of_the_runtime_is_kept() {
+    let place = Place::new();
+    let text = format!(
+        "{} \"$@\"; status=$?\ncase \"$*\" in *' exec '*) sleep 0.3;; esac\nexit $status",
+        which("crun").display()
+    );
+    let runtime = place.script("runtime", &text);
+    let pod = Pod::start_in(place, Options { runtime: Some(runtime), ..Options::default() });
+    pod.run("c", "exec sleep 600");
+    let result = pod.exec("c", "yes 0123456789abcde | head -c 1000000");
+    assert_eq!(result.stdout.len(), 1_000_000);
+    assert!(result.stdout.starts_with(b"0123456789abcde\n"));
+}
+
+#[test]
+fn command_that_begins_with_a_dash_is_a_command() {
+    for runtime in ["crun", "runc"] {
+        let pod = Pod::with_runtime(runtime);
+        pod.run("c", "exec sleep 600");
+        for command in ["--version", "-x", "--"] {
+            let command = [command, "argument"].map(str::to_owned).to_vec();
+            let request = ExecRequest { command, ..exec_request(&pod, "") };
+            let result = pod.call(async |client| client.exec(&request).await).expect("an answer");
+            assert!(matches!(&result.outcome, ExecOutcome::NotStarted(_)), "{runtime}: {result:?}");
+        }
+    }
+}
+
 /// A client that goes away in the middle of an exec leaves neither an unreaped
 /// process nor a container that cannot be killed.
 #[test]

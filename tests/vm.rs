@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use common::{Place, Pod};
 use podinit::rpc::client::{
-    CgroupManager, CreateContainer, Ended, ExecOutcome, ExecRequest, ExitStatus, OomVictim,
+    CgroupManager, CreateContainer, Ended, ExecOutcome, ExecRequest, ExitStatus, LogDriver, LogKind,
+    OomVictim,
 };
 use serde_json::{Value, json};
 
@@ -213,4 +214,71 @@ fn monitor_follows_the_keeper_to_a_scope_of_systemd() {
     let ours = common::children_of(pod.keeper_pid());
     assert!(!ours.is_empty() && ours.iter().all(|pid| in_scope(*pid)), "the monitor is elsewhere");
     assert!(!in_scope(pid), "the container has a cgroup of its own");
+}
+
+/// The pod's server is the last that the kernel would kill; its containers are like any other process.
+#[test]
+fn protection_from_the_oom_killer_is_not_inherited() {
+    if !is_right_machine() {
+        return;
+    }
+    for runtime in ["crun", "runc"] {
+        let pod = Pod::with_runtime(runtime);
+        let score = |pid: u32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("a process");
+            text.trim().parse::<i32>().expect("a number")
+        };
+        let pid = pod.run("c", "exec sleep 600");
+        for server in [pod.keeper_pid(), common::children_of(pod.keeper_pid())[0]] {
+            assert_eq!(score(server), -1000, "{runtime}");
+        }
+        assert_eq!(score(pid), 0, "{runtime}");
+        assert_eq!(
+            pod.exec_stdout("c", "while read -r score; do echo $score; done </proc/self/oom_score_adj"),
+            "0\n"
+        );
+    }
+}
+
+/// CRI-O's `log_to_journald`, with the real journal.
+#[test]
+fn journal_gets_every_line_with_its_fields() {
+    if !is_right_machine() {
+        return;
+    }
+    let pod = Pod::start();
+    let script = "echo out; echo '<3>worse'; printf partial >&2; head -c 300000 /dev/zero | tr '\\0' x";
+    let mut request = pod.container("c", &["sh", "-c", script]);
+    let journal = LogDriver { kind: LogKind::Journald, path: PathBuf::new(), size_max: 0 };
+    request.log_drivers.push(journal);
+    run(&pod, "c", &request);
+    assert_eq!(pod.wait("c").how, Ended::Code(0));
+
+    let id = pod.id("c");
+    let entries = || -> Vec<Value> {
+        let output = std::process::Command::new("journalctl")
+            .args(["--all", "--output=json", &format!("CONTAINER_ID_FULL={id}")])
+            .output()
+            .expect("journalctl");
+        let text = String::from_utf8(output.stdout).expect("JSON");
+        text.lines().map(|line| serde_json::from_str(line).expect("an object")).collect()
+    };
+    let length = |entry: &Value| entry["MESSAGE"].as_str().map_or(0, str::len);
+    // The journal takes its time; the last record of the long line is what it is waited for.
+    let deadline = std::time::Instant::now() + common::DEADLINE;
+    let found = loop {
+        let found = entries();
+        if found.iter().map(length).sum::<usize>() >= 300_000 {
+            break found;
+        }
+        assert!(std::time::Instant::now() < deadline, "{found:?}");
+        std::thread::yield_now();
+    };
+    let with =
+        |text: &str| found.iter().find(|entry| entry["MESSAGE"].as_str().is_some_and(|it| it.trim() == text));
+    let short: String = id.chars().take(12).collect();
+    let (out, worse, partial) = (with("out").unwrap(), with("worse").unwrap(), with("partial").unwrap());
+    assert_eq!((&out["PRIORITY"], &out["CONTAINER_ID"]), (&json!("6"), &json!(short)));
+    assert_eq!(worse["PRIORITY"], json!("3"));
+    assert_eq!((&partial["PRIORITY"], &partial["CONTAINER_PARTIAL_MESSAGE"]), (&json!("3"), &json!("true")));
 }
