@@ -17,6 +17,7 @@
 //!
 //! Where neither can be had, [`tree`](super::tree) looks for descendants.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ use tokio::time::Instant;
 
 use crate::limits::{LEAF_LOOK_AGAIN, LEAF_MOVES_MAX, LEAF_TIMEOUT};
 use crate::monitor::cgroup::{Membership, Mounts};
-use crate::monitor::tree::members;
+use crate::monitor::tree::children;
 
 /// A container's cgroup, as the place for its execs'.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +95,7 @@ impl Leaf {
         if matches!(self.home, Home::Unified(_)) {
             return;
         }
-        let mut moved = std::collections::BTreeSet::new();
+        let mut moved = BTreeSet::new();
         let mut new = vec![pid];
         for _ in 0..LEAF_MOVES_MAX {
             for pid in new {
@@ -103,8 +104,9 @@ impl Leaf {
                     ::log::debug!("process {pid} of an exec is gone already: {error}");
                 }
             }
-            // Started before its parent was moved; from now on they are born where they belong.
-            new = members(pid, &moved);
+            // Started before their parents were moved; from now on they are born where they belong.
+            let below = moved.iter().flat_map(|pid| children(*pid));
+            new = below.filter(|pid| !moved.contains(pid)).collect();
             if new.is_empty() {
                 return;
             }

@@ -46,7 +46,7 @@ fn open_member(pid: u32) -> Option<OwnedFd> {
 
 /// Processes below `root` or one of `known`, or in `root`'s session, that are
 /// not in `known`.
-pub(super) fn members(root: u32, known: &BTreeSet<u32>) -> Vec<u32> {
+fn members(root: u32, known: &BTreeSet<u32>) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let relations = pids.filter_map(|pid| Relations::of(pid).ok().flatten()).collect::<Vec<_>>();
@@ -64,6 +64,18 @@ pub(super) fn members(root: u32, known: &BTreeSet<u32>) -> Vec<u32> {
         }
     }
     family.into_iter().filter(|pid| *pid != root && !known.contains(pid)).collect()
+}
+
+/// Children of process `pid`, whichever of its threads has started them.
+pub(super) fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists =
+        threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| numbers(&list)).collect()
+}
+
+fn numbers(list: &str) -> Vec<u32> {
+    list.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect()
 }
 
 /// When process `pid` was started, in clock ticks since boot: with the pid it
@@ -98,6 +110,15 @@ impl Relations {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn children_are_found() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        assert!(children(std::process::id()).contains(&child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!children(std::process::id()).contains(&child.id()));
+    }
 
     #[test]
     fn a_name_full_of_parentheses_does_not_shift_the_fields() {
