@@ -231,28 +231,39 @@ fn time_out_of_an_exec_kills_its_whole_tree() {
 /// A daemon has left its session and its parents, and is killed all the same: it cannot leave its cgroup.
 #[test]
 fn time_out_of_an_exec_kills_its_daemons() {
-    for runtime in ["crun", "runc"] {
-        let pod = Pod::with_runtime(runtime);
-        pod.run("c", "exec sleep 600");
-        let daemon =
-            "(setsid sh -c '(setsid sleep 601 &) ; exec sleep 602' &); touch /tmp/started; exec sleep 603";
-        let script = format!("until [ -e /tmp/go ]; do sleep 0.05; done; {daemon}");
-        let request = ExecRequest { timeout_ms: 3000, ..exec_request(&pod, &script) };
-        let result = pod.call(async |client| {
-            let exec = client.exec(&request);
-            let meanwhile = async {
-                // Counted when its cgroup has it.
-                while client.pod_stats().await.expect("stats").execs == 0 {}
-                client.exec(&exec_request(&pod, "touch /tmp/go")).await.expect("exec");
-            };
-            tokio::join!(exec, meanwhile).0.expect("an answer")
-        });
-        assert!(matches!(result.outcome, ExecOutcome::TimedOut), "{runtime}: {result:?}");
-        let left = pod.exec_stdout("c", "ls /tmp/started; ps -o args");
-        let is_of_interest = |line: &&str| line.starts_with("sleep 60") || *line == "/tmp/started";
-        let left: Vec<&str> = left.lines().filter(is_of_interest).collect();
-        assert_eq!(left, ["/tmp/started", "sleep 600"], "{runtime}");
-    }
+    // Each waits for a time-out that must leave a slow machine time for a second exec.
+    std::thread::scope(|threads| {
+        for runtime in ["crun", "runc"] {
+            threads.spawn(move || daemons_die_with_their_exec(runtime));
+        }
+    });
+}
+
+fn daemons_die_with_their_exec(runtime: &str) {
+    let pod = Pod::with_runtime(runtime);
+    pod.run("c", "exec sleep 600");
+    let daemon =
+        "(setsid sh -c '(setsid sleep 601 &) ; exec sleep 602' &); touch /tmp/started; exec sleep 603";
+    let script = format!("until [ -e /tmp/go ]; do sleep 0.05; done; {daemon}");
+    let request = ExecRequest { timeout_ms: 8000, ..exec_request(&pod, &script) };
+    let result = pod.call(async |client| {
+        let mut exec = std::pin::pin!(client.exec(&request));
+        let meanwhile = async {
+            // Counted when its cgroup has it.
+            while client.pod_stats().await.expect("stats").execs == 0 {}
+            client.exec(&exec_request(&pod, "touch /tmp/go")).await.expect("exec");
+        };
+        tokio::select! {
+            result = &mut exec => panic!("{runtime}: too slow for this test: {result:?}"),
+            () = meanwhile => {}
+        }
+        exec.await.expect("an answer")
+    });
+    assert!(matches!(result.outcome, ExecOutcome::TimedOut), "{runtime}: {result:?}");
+    let left = pod.exec_stdout("c", "ls /tmp/started; ps -o args");
+    let is_of_interest = |line: &&str| line.starts_with("sleep 60") || *line == "/tmp/started";
+    let left: Vec<&str> = left.lines().filter(is_of_interest).collect();
+    assert_eq!(left, ["/tmp/started", "sleep 600"], "{runtime}");
 }
 
 /// What a command leaves behind lives on, in the container's own cgroup.

@@ -71,11 +71,10 @@ pub(super) fn children(pid: u32) -> Vec<u32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let lists =
         threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists.flat_map(|list| numbers(&list)).collect()
-}
-
-fn numbers(list: &str) -> Vec<u32> {
-    list.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect()
+    let numbers = lists.flat_map(|list| {
+        list.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect::<Vec<u32>>()
+    });
+    numbers.collect()
 }
 
 /// When process `pid` was started, in clock ticks since boot: with the pid it

@@ -3,7 +3,7 @@
 //! feature `tracing-otlp`).
 //!
 //! Without the feature a request's trace is named in the monitor's own log, at level
-//! debug, and that is all: the exporter would be more than a quarter of the binary.
+//! debug, and that is all: the exporter, with its HTTP/2, would be a good part of the binary.
 
 use std::fmt;
 use std::future::Future;
