@@ -73,6 +73,7 @@ says why (with --skip-fork also: it had to be killed), 2 the command line is wro
 #[derive(Debug, Clone, Parser)]
 #[command(name = "conmonrs", about = "Start a pod's server", disable_version_flag = true)]
 #[command(after_help = EXIT_CODES)]
+#[expect(clippy::struct_excessive_bools, reason = "a command line has as many switches as it has")]
 pub struct Args {
     /// Print the version and exit; "full" adds the packages it was built with.
     #[arg(long, short = 'v', env = "CONMON_VERSION", value_parser = detail)]
