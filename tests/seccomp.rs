@@ -1,6 +1,6 @@
 //! The broker with real notifications: threads of this program under filters, and
 //! plugins in this program. Containers are in seccomp_containers.rs.
-#![allow(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails, fails its test")]
 
 mod seccomp_target;
 

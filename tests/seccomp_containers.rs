@@ -1,6 +1,6 @@
 //! Seccomp in real containers: the shipped binary with rules, and a broker of the
 //! test's own with plugins, under crun and runc.
-#![allow(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails, fails its test")]
 
 mod common;
 mod seccomp_target;
