@@ -7,10 +7,13 @@ mod common;
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use common::Place;
+use common::{Options, Place, Pod};
+use podinit::rpc::client::{HookOutcome, HookResult, NamespaceKind, NamespaceSource, SandboxRequest};
 use serde_json::{Value, json};
 
 const NAMES: [&str; 3] = ["print-addresses", "exit-codes", "wait-for-port"];
@@ -134,4 +137,72 @@ fn a_port_is_waited_for() {
     let text = said(&hook.wait_with_output().unwrap());
     drop(listener);
     assert!(text.starts_with("port 8080 answered after "), "{text}");
+}
+
+/// A container in the pod's namespaces that answers one connection, and exits with 3.
+fn listen(pod: &Pod) {
+    let sandboxes = pod.call(async |client| client.namespaces().await).unwrap();
+    let script = "busybox nc -l -p 8080 < /dev/null > /dev/null; exit 3";
+    let request = pod.container_with("c", &["sh", "-c", script], |config| {
+        let of_pod = |kind: NamespaceKind| {
+            let made = sandboxes[0].namespaces.iter().find(|made| made.kind == kind).unwrap();
+            made.path.clone()
+        };
+        config["linux"]["namespaces"] = json!([
+            {"type": "mount"},
+            {"type": "network", "path": of_pod(NamespaceKind::Net)},
+            {"type": "uts", "path": of_pod(NamespaceKind::Uts)},
+        ]);
+        config["annotations"]["com.example.wait-for-port"] = json!("8080");
+    });
+    pod.create(&request).unwrap();
+}
+
+/// The results of hooks, once there are so many: those of an exit come after it has been told.
+fn results(pod: &Pod, count: usize) -> Vec<HookResult> {
+    let deadline = Instant::now() + common::DEADLINE;
+    loop {
+        let results = pod.call(async |client| client.hook_results(0).await).unwrap();
+        if results.len() >= count || Instant::now() > deadline {
+            return results;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn all_of_them_work_in_a_pod() {
+    let place = Place::new();
+    // One of them is not root, and has to find its program.
+    fs::set_permissions(place.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let files = install(&place);
+    let arguments = vec!["--hooks-dir".to_owned(), files.to_str().unwrap().to_owned()];
+    let pod = Pod::start_in(place, Options { arguments, ..Options::default() });
+    let sandbox = SandboxRequest {
+        pod_id: pod.name().to_owned(),
+        namespaces: [NamespaceKind::Net, NamespaceKind::Uts]
+            .map(|kind| (kind, NamespaceSource::Create))
+            .to_vec(),
+        hostname: "inside".to_owned(),
+        base_path: pod.place.path("pins"),
+        ..SandboxRequest::default()
+    };
+    pod.call(async |client| client.create_sandbox(&sandbox).await).unwrap();
+
+    let told = pod.call(async |client| client.reach_stage("networkReady", "").await).unwrap();
+    assert_eq!(told.len(), 1);
+    let text = String::from_utf8(told[0].stdout.clone()).unwrap();
+    assert!(text.starts_with(&format!("pod {} is inside\n", pod.name())), "{told:?}");
+    assert_eq!(text.lines().filter(|line| line.contains(" inet 127.0.0.1/8")).count(), 1, "{text}");
+
+    listen(&pod);
+    pod.start_container("c");
+    pod.wait("c");
+    let results = results(&pod, 3);
+    let ran: Vec<_> = results.iter().map(|result| (result.hook.as_str(), &result.outcome)).collect();
+    let expected = ["print-addresses.json", "wait-for-port.json", "exit-codes.json"];
+    assert_eq!(ran, expected.map(|hook| (hook, &HookOutcome::Code(0))), "{results:?}");
+    let codes = pod.place.path("logs/podinit-exit-codes.json");
+    let record: Value = serde_json::from_slice(&fs::read(codes).unwrap()).unwrap();
+    assert_eq!((&record["exitCode"], &record["reason"]), (&json!(3), &json!("exited")));
 }
