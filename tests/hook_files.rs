@@ -350,7 +350,7 @@ fn check_explains() {
     fs::write(&program, "").unwrap();
     let own = json!({
         "version": "1.0.0",
-        "hook": {"path": program},
+        "hook": {"path": program, "timeout": 601},
         "when": {"annotations": {"a": "b"}},
         "stages": ["prestart", "poststop"],
         "podinit": {"stages": ["podReady"], "after": ["2.json", "none.json"], "namespaces": ["mnt"]},
@@ -381,6 +381,7 @@ fn check_explains() {
             note: comment is not known, and ignored\n   \
             note: {program} cannot be executed; chmod +x\n   \
             note: at podReady there is no container, so nothing but always: true holds\n   \
+            note: it is given 600 seconds at most\n   \
             note: at poststop the container's mnt namespace is gone, so the hook fails\n   \
             note: there is no hook \"none.json\" to come after or before\n   \
          {low}/1.json: not read: {high}/1.json replaces it\n"

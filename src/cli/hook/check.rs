@@ -14,7 +14,7 @@ use crate::cli::{complain, output};
 use crate::hook::directory::{Listing, Problem};
 use crate::hook::matching::Condition;
 use crate::hook::{Hook, Stage, Subject, default_directories, order};
-use crate::limits::CONFIG_BYTES_MAX;
+use crate::limits::{CONFIG_BYTES_MAX, HOOK_TIMEOUT_MAX};
 use crate::ns::Kind;
 
 pub(super) const HELP: &str = "\
@@ -172,6 +172,9 @@ fn notes(hook: &Hook, names: &[String]) -> Vec<String> {
     notes.extend(notes_on_conditions(hook));
     if hook.stages.is_empty() {
         notes.push("without stages it never runs".to_owned());
+    }
+    if hook.timeout.is_some_and(|timeout| timeout > HOOK_TIMEOUT_MAX) {
+        notes.push(format!("it is given {} seconds at most", HOOK_TIMEOUT_MAX.as_secs()));
     }
     let late = hook.stages.iter().find(|stage| matches!(stage, Stage::ContainerExited | Stage::Poststop));
     if let Some(late) = late.filter(|_| hook.options.namespaces.contains(&Kind::Mnt)) {
