@@ -97,13 +97,12 @@ async fn serve(config: Config, inherited: &Inherited, signals: &SigSet) -> Resul
     let listener = inherited.listener.try_clone().map_err(fail("duplicate the listening socket"))?;
     let listener = UnixListener::from_std(listener.into()).map_err(fail("listen"))?;
     // Read before the first request, which they may be for.
-    tokio::task::spawn_local(monitor.watch_hooks());
+    tokio::task::spawn_local(monitor.watch_directories());
     if monitor.config.hooks_socket {
         tokio::task::spawn_local(serve_registry(&monitor)?);
     }
     let server = Server::new(Rc::clone(&monitor));
     tokio::task::spawn_local(Rc::clone(&server).serve(listener));
-    tokio::task::spawn_local(Rc::clone(&monitor).watch_run_dir());
     monitor.serve_seccomp()?;
     inherited
         .link

@@ -17,36 +17,51 @@ use crate::monitor::{Monitor, bundle};
 
 impl Monitor {
     /// Reads the hook files, and reads them again whenever they change, for as long
-    /// as the pod lives. The first reading is done when this returns; the rest is
-    /// up to the future that it returns.
-    pub fn watch_hooks(self: &Rc<Self>) -> impl Future<Output = ()> + 'static {
+    /// as the pod lives; and watches whether its run directory is there. The first
+    /// reading is done when this returns; the rest is up to the future that it returns.
+    pub fn watch_directories(self: &Rc<Self>) -> impl Future<Output = ()> + 'static {
         let directories = self.config.hooks_dirs.clone();
         // Watched first: what changes between the two is read twice, not missed.
         let watch = Watch::new(directories.clone());
+        let watch = watch.and_then(|watch| watch.and_removals_from(self.above_run_dir()));
         self.hooks.catalogue.replace(Some(Catalogue::read(directories)));
         self.take_files();
         let monitor = Rc::clone(self);
         async move {
             let followed = match watch {
-                Ok(watch) => monitor.follow_files(watch).await,
+                Ok(watch) => monitor.follow_directories(watch).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = followed {
-                ::log::warn!("changes of hook files are not seen: {error}; restart the pod after one");
+                let path = monitor.config.run_dir.display();
+                ::log::warn!(
+                    "cannot watch hook files and {path}: {error}; \
+                     restart the pod after a change of the files, and end it with SIGTERM"
+                );
             }
         }
     }
 
-    async fn follow_files(&self, watch: Watch) -> io::Result<()> {
+    async fn follow_directories(self: &Rc<Self>, watch: Watch) -> io::Result<()> {
         let changes = AsyncFd::with_interest(watch.as_fd(), Interest::READABLE)?;
+        self.end_if_forgotten();
         loop {
             let mut ready = changes.readable().await?;
             // The descriptor is empty afterwards.
-            watch.take()?;
+            let told = watch.take()?;
             ready.clear_ready();
-            if let Some(catalogue) = self.hooks.catalogue.borrow_mut().as_mut() {
-                catalogue.reload();
+            if told.removals {
+                self.end_if_forgotten();
             }
+            if told.files {
+                self.read_files_again();
+            }
+        }
+    }
+
+    fn read_files_again(&self) {
+        let has_changed = self.hooks.catalogue.borrow_mut().as_mut().is_some_and(Catalogue::reload);
+        if has_changed {
             self.take_files();
             ::log::debug!("hook files were read again: {} hooks", self.list_hooks().len());
         }
