@@ -17,6 +17,7 @@
 #   internal             a defect of podinit; please report it
 
 using Conmon = import "conmon.capnp".Conmon;
+using Plugin = import "plugin.capnp";
 
 enum ContainerPhase {
   creating @0;
@@ -352,6 +353,83 @@ struct AttachRequest {
 }
 
 interface SeccompControl {
+  # The broker, for the engine and for people. Plugins have a socket of their own
+  # and an interface of their own (plugin.capnp).
+
+  sessions @0 () -> (sessions :List(Plugin.Session));
+
+  plugins @1 () -> (plugins :List(SeccompPluginStatus));
+  # In the order in which they are asked.
+
+  stats @2 () -> (stats :SeccompStats);
+
+  trace @3 (selector :Plugin.Selector, listener :SeccompTraceListener, decode :Bool)
+      -> (subscription :Subscription);
+  # What is decided, as it is decided. A slow listener loses records, and is told
+  # how many; it delays nobody. With `decode`, paths and socket addresses are
+  # copied when a call is received, which every traced call waits for. Ends when
+  # the subscription is dropped.
+
+  profile @4 (containerId :Text) -> (profile :Text);
+  # A profile (JSON, as `linux.seccomp` of the OCI runtime specification) that
+  # allows what the built-in `record` saw of the container.
+
+  loadRules @5 (rules :Text) -> ();
+  # Replaces the rules of the built-ins (JSON; docs/seccomp.md). All or nothing.
+}
+
+interface SeccompTraceListener {
+  records @0 (records :List(Plugin.Record), lost :UInt64) -> ();
+  # The next call comes when this one has been answered. `lost`: records that were
+  # dropped since the last call.
+}
+
+struct SeccompPluginStatus {
+  name @0 :Text;
+  priority @1 :Int32;
+  deadlineMs @2 :UInt32;
+  onFailure @3 :Text;
+  # errno:<number>, continue, kill or next.
+}
+
+struct SeccompStats {
+  received @0 :UInt64;
+  # Notifications, since the monitor's start.
+  answered @1 :UInt64;
+  interrupted @2 :UInt64;
+  # The process was gone, or a signal came, before the answer.
+  gone @3 :UInt64;
+  # The same, before the notification could be received.
+  open @4 :UInt32;
+  # Calls that wait for a verdict now.
+  sessions @5 :UInt32;
+  plugins @6 :List(Plugin);
+  rows @7 :List(Row);
+
+  struct Plugin {
+    # All that registered with one name, rules among them.
+    name @0 :Text;
+    registrations @1 :UInt32;
+    # Now.
+    timeouts @2 :UInt64;
+    failures @3 :UInt64;
+    # It went away with a call in its hands, or gave a bad verdict.
+    suspended @4 :UInt64;
+    # Calls that it was not asked about, because it had failed too often just before.
+    interrupted @5 :UInt64;
+  }
+
+  struct Row {
+    plugin @0 :Text;
+    # Or "default".
+    syscall @1 :Text;
+    architecture @2 :Text;
+    verdict @3 :Text;
+    # return, errno, continue, addfd, kill or pass.
+    histogram @4 :List(UInt64);
+    # Entry n: took less than 2^n microseconds, and not less than the entry
+    # before; the last has all that took longer.
+  }
 }
 
 struct Network {

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-const SCHEMAS: [&str; 2] = ["conmon", "podinit"];
+const SCHEMAS: [&str; 3] = ["conmon", "plugin", "podinit"];
 
 #[test]
 fn generated_code_is_what_the_schema_says() {

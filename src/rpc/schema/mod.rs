@@ -11,4 +11,6 @@
 #[rustfmt::skip]
 pub mod conmon_capnp;
 #[rustfmt::skip]
+pub mod plugin_capnp;
+#[rustfmt::skip]
 pub mod podinit_capnp;
