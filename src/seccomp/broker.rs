@@ -285,6 +285,19 @@ impl Broker {
         refused
     }
 
+    /// As [`Broker::register`], for what only looks at calls and passes them on:
+    /// those that nobody wants go on waiting for the first plugin.
+    ///
+    /// # Errors
+    /// If the selector makes no sense.
+    pub fn look_at(
+        self: &Rc<Self>,
+        registration: Registration,
+        plugin: Rc<dyn Plugin>,
+    ) -> Result<Registered, RegisterError> {
+        self.add_route(registration, plugin, false)
+    }
+
     fn add_route(
         self: &Rc<Self>,
         registration: Registration,
@@ -360,6 +373,13 @@ impl Broker {
     pub fn set_defaults(&self, defaults: Defaults) {
         self.state.borrow_mut().defaults = defaults;
         self.moved.notify_waiters();
+    }
+
+    /// Those that decide, in the order in which they are asked. Their selectors are
+    /// not told.
+    #[must_use]
+    pub fn registrations(&self) -> Vec<Registration> {
+        self.state.borrow().routes.iter().map(|route| route.registration.clone()).collect()
     }
 
     /// What is counted.

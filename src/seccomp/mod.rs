@@ -18,6 +18,7 @@ pub mod arrival;
 pub mod broker;
 pub mod builtin;
 mod call;
+pub mod decode;
 pub mod lint;
 mod listener;
 pub mod notification;

@@ -139,6 +139,14 @@ impl OpenCall {
         opened.map_err(fail(doing))
     }
 
+    fn directory(&self, link: &str, doing: &'static str) -> Result<OwnedFd, TargetError> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(self.path(link)?, flags, Mode::empty());
+        self.check()?;
+        opened.map_err(|errno| fail(doing)(errno.into()))
+    }
+
     fn text(&self, file: &str, doing: &'static str) -> Result<String, TargetError> {
         let mut text = String::new();
         let file = self.open(file, false, doing)?;
@@ -274,6 +282,22 @@ impl Target {
     /// [`TargetError::Invisible`] if it cannot be seen from here.
     pub fn pidfd(&self) -> Result<OwnedFd, TargetError> {
         self.call()?.pidfd()
+    }
+
+    /// The target's root directory (`O_PATH`).
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn root(&self) -> Result<OwnedFd, TargetError> {
+        self.call()?.directory("root", "open the root directory")
+    }
+
+    /// The target's working directory (`O_PATH`).
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn working_directory(&self) -> Result<OwnedFd, TargetError> {
+        self.call()?.directory("cwd", "open the working directory")
     }
 
     /// Who the target is.
