@@ -475,3 +475,64 @@ pub const RESIDENT_HOOKS_MAX: usize = 64;
 
 /// Bytes of the text with which a resident hook may explain its failure.
 pub const HOOK_REASON_BYTES_MAX: usize = 4 << 10;
+/// Words (8 bytes) of one message between a plugin and the monitor, either way:
+/// the greatest has a registration's lists, or 64 records.
+pub const PLUGIN_MESSAGE_WORDS_MAX: usize = (2 << 20) / 8;
+
+/// Pointers in pointers of such a message: ours nest five deep.
+pub const PLUGIN_MESSAGE_NESTING_MAX: i32 = 16;
+
+/// Connections of plugins to one pod, and of plugins' descriptor exchanges.
+pub const PLUGIN_CONNECTIONS_MAX: usize = 64;
+
+/// Registrations over one connection: a plugin has one for each thing it does.
+pub const PLUGIN_REGISTRATIONS_MAX: usize = 16;
+
+/// Bytes of a plugin's name: it stands in every line of statistics.
+pub const PLUGIN_NAME_BYTES_MAX: usize = 63;
+
+/// How long a plugin may take for a verdict, unless it says otherwise: what NRI
+/// gives for a request.
+pub const PLUGIN_DEADLINE_DEFAULT: Duration = Duration::from_secs(2);
+
+/// Notifications in one call to a plugin, and such calls in flight. A plugin that
+/// does not answer keeps that many messages in memory, and no more.
+pub const PLUGIN_BATCH_MAX: usize = 256;
+/// See [`PLUGIN_BATCH_MAX`].
+pub const PLUGIN_CALLS_MAX: usize = 1024;
+
+/// News of sessions that a plugin has not taken. It is told of all at once when it
+/// has caught up.
+pub const PLUGIN_NEWS_MAX: usize = 256;
+
+/// Descriptors that wait for one plugin, or of one plugin for its verdicts.
+pub const PLUGIN_DESCRIPTORS_MAX: usize = 64;
+
+/// Pieces of memory that a plugin can have with each notification: one for each
+/// argument.
+pub const PLUGIN_READS_MAX: usize = 6;
+
+/// Bytes of one such piece, and of memory that is read or written at once for a
+/// plugin: answers that it does not read are in our memory.
+pub const PLUGIN_READ_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of a path that a system call takes, with its zero (`PATH_MAX`, limits.h).
+pub const PATH_BYTES_MAX: usize = 4096;
+
+/// Sockets in the directory of plugins that are dialled.
+pub const PLUGIN_SOCKETS_MAX: usize = 64;
+
+/// How long a plugin that was dialled may take to register.
+pub const PLUGIN_ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How soon a plugin that is not there is dialled again, and how seldom at last:
+/// the time doubles. A change of its socket is seen at once.
+pub const PLUGIN_REDIAL_MIN: Duration = Duration::from_millis(100);
+/// See [`PLUGIN_REDIAL_MIN`].
+pub const PLUGIN_REDIAL_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of a line of recorded notifications: one with every argument's memory.
+pub const REPLAY_LINE_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes of a reason that a plugin gives, or is given.
+pub const PLUGIN_REASON_BYTES_MAX: usize = 256;

@@ -21,6 +21,7 @@ use crate::monitor::config::Config;
 use crate::monitor::error::Error;
 use crate::monitor::saved::Kept;
 use crate::rpc::hooks::serve_registry;
+use crate::rpc::plugin;
 use crate::rpc::server::Server;
 use crate::sys::fd::take_inherited;
 
@@ -103,6 +104,7 @@ async fn serve(config: Config, inherited: &Inherited, signals: &SigSet) -> Resul
     }
     let server = Server::new(Rc::clone(&monitor));
     tokio::task::spawn_local(Rc::clone(&server).serve(listener));
+    serve_plugins(&monitor)?;
     monitor.serve_seccomp()?;
     inherited
         .link
@@ -121,6 +123,16 @@ async fn serve(config: Config, inherited: &Inherited, signals: &SigSet) -> Resul
         ::log::warn!("cannot say goodbye to the keeper: {error}");
     }
     Ok(())
+}
+
+/// Lets plugins of other processes decide about seccomp notifications.
+fn serve_plugins(monitor: &Monitor) -> Result<(), Error> {
+    let fail = |error| Error::io("make the plugin socket", error);
+    let config = &monitor.config;
+    let listener = plugin::bind(&config.run_dir).map_err(fail)?;
+    let wake = listener.try_clone().map_err(fail)?;
+    let extension = plugin::extension(config.run_dir.clone(), listener, config.plugin_dir.clone());
+    monitor.seccomp.extend(Some(wake), extension)
 }
 
 /// Hears what the keeper has kept from earlier monitors.

@@ -18,6 +18,7 @@ use super::version::{self, Detail, Format};
 use crate::hook::default_directories;
 use crate::limits::CREATE_TIMEOUT;
 use crate::monitor::config::{Config, LogLevel, LogSink, StreamingDoor};
+use crate::rpc;
 
 pub mod handover;
 pub mod launcher;
@@ -139,6 +140,11 @@ pub struct Args {
     #[arg(long, env = "PODINIT_HOOKS_SOCKET", action = ArgAction::SetTrue, value_parser = switch)]
     hooks_socket: bool,
 
+    /// Directory of the sockets of seccomp plugins that serve every pod
+    /// [default: /run/podinit/plugins.d].
+    #[arg(long, env = "PODINIT_PLUGIN_DIR", value_parser = path, value_name = "DIR")]
+    plugin_dir: Option<Setting<PathBuf>>,
+
     /// Stay in the foreground; no pidfile is written then.
     #[arg(long, env = "CONMON_SKIP_FORK", action = ArgAction::SetTrue, value_parser = switch)]
     skip_fork: bool,
@@ -183,6 +189,7 @@ impl Args {
         let runtime_root = self.runtime_root.as_ref().and_then(|root| root.0.as_deref());
         let create_timeout = self.create_timeout.as_ref().and_then(|timeout| timeout.0);
         let seccomp_rules = self.seccomp_rules.as_ref().and_then(|rules| rules.0.as_deref());
+        let plugin_dir = self.plugin_dir.as_ref().and_then(|dir| dir.0.as_deref());
         let runtime = absolute(runtime)?;
         check_runtime(&runtime)?;
         Ok(Config {
@@ -198,6 +205,7 @@ impl Args {
             log_level: self.log_level.0.unwrap_or(LogLevel::Info),
             log_sink: self.log_driver.0.unwrap_or(LogSink::Systemd),
             seccomp_rules: seccomp_rules.map(absolute).transpose()?,
+            plugin_dir: absolute(plugin_dir.unwrap_or_else(|| Path::new(rpc::plugin::DIRECTORY)))?,
         })
     }
 

@@ -75,4 +75,6 @@ pub struct Config {
     pub log_sink: LogSink,
     /// Rules for seccomp notifications: a file, or a directory of `*.json`.
     pub seccomp_rules: Option<PathBuf>,
+    /// Where seccomp plugins listen, which are dialled when there is something for them.
+    pub plugin_dir: PathBuf,
 }

@@ -39,6 +39,12 @@ pub const NAME: &str = "seccomp.sock";
 /// The directory of containers' own sockets.
 pub(super) const DIRECTORY: &str = "seccomp";
 
+/// Name of the socket that plugins of other processes dial, in the same place.
+pub const PLUGINS_NAME: &str = "plugins.sock";
+
+/// Name of the socket on which descriptors change hands with them.
+pub const DESCRIPTORS_NAME: &str = "plugins-fd.sock";
+
 /// What the pod has of seccomp.
 pub struct Seccomp {
     run_dir: PathBuf,

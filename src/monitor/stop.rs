@@ -268,8 +268,9 @@ impl Monitor {
                 ::log::warn!("cannot remove {}: {error}", directory.display());
             }
         }
-        let sockets = ["conmon.sock", "streaming.sock", fdsocket::NAME, seccomp::NAME, hooks::SOCKET_NAME];
-        for file in sockets.into_iter().chain(["pidfile", init::FILE_NAME]) {
+        let sockets = ["conmon.sock", "streaming.sock", fdsocket::NAME, hooks::SOCKET_NAME];
+        let of_seccomp = [seccomp::NAME, seccomp::PLUGINS_NAME, seccomp::DESCRIPTORS_NAME];
+        for file in sockets.into_iter().chain(of_seccomp).chain(["pidfile", init::FILE_NAME]) {
             if let Err(error) = crate::monitor::create::remove_stale(&run_dir.join(file)) {
                 ::log::warn!("{error}");
             }

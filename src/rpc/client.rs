@@ -8,6 +8,7 @@
 mod convert;
 mod error;
 mod hook;
+mod seccomp;
 mod types;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use crate::rpc::schema::conmon_capnp::conmon;
 use crate::rpc::schema::podinit_capnp::{event_listener, pod, subscription};
 pub use error::{Code, Error};
 pub use hook::*;
+pub use seccomp::{SeccompPlugin, SeccompPluginCounters, SeccompRow, SeccompStats, Trace, Traced};
 pub use types::*;
 
 /// A connection to a pod. Clones share it; it closes with the last one.

@@ -14,6 +14,7 @@ use crate::rpc::convert::{container_id, refuse, text, texts};
 use crate::rpc::hooks;
 use crate::rpc::sandbox;
 use crate::rpc::schema::podinit_capnp as wire;
+use crate::rpc::seccomp::Control;
 use crate::rpc::server::{PodServer, detached};
 use crate::rpc::stats;
 
@@ -187,6 +188,16 @@ impl wire::pod::Server for PodServer {
         let monitor = Rc::clone(&self.monitor);
         let pid = detached(async move { monitor.create(request).await }).await?;
         results.get().set_container_pid(pid);
+        Ok(())
+    }
+
+    async fn seccomp(
+        self: Rc<Self>,
+        _: wire::pod::SeccompParams,
+        mut results: wire::pod::SeccompResults,
+    ) -> Result<(), capnp::Error> {
+        let control = Control { seccomp: Rc::clone(&self.monitor.seccomp) };
+        results.get().set_control(capnp_rpc::new_client(control));
         Ok(())
     }
 

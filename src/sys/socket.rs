@@ -55,6 +55,19 @@ pub fn connect(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Connects to the socket at `path` if that needs no waiting. The socket is
+/// non-blocking.
+///
+/// # Errors
+/// `EAGAIN` if the backlog is full; else what socket(2) and connect(2) say.
+pub fn connect_now(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
+    let address = Address::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    rustix::net::connect(&socket, &address.address)?;
+    Ok(socket)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -74,6 +74,7 @@ pub fn monitor_args(config: &Config) -> Vec<OsString> {
     }
     args.extend(["--create-timeout-ms".into(), config.create_timeout.as_millis().to_string().into()]);
     args.extend(["--log-level".into(), level.into(), "--log-driver".into(), sink.into()]);
+    args.extend(["--plugin-dir".into(), config.plugin_dir.clone().into()]);
     if let Some(rules) = &config.seccomp_rules {
         args.extend(["--seccomp-rules".into(), rules.clone().into()]);
     }
@@ -112,6 +113,7 @@ pub fn monitor_config(args: &[OsString]) -> Result<Config, NotOurs> {
         log_level: text("--log-level").and_then(level).ok_or(NotOurs("no --log-level"))?,
         log_sink: text("--log-driver").and_then(sink).ok_or(NotOurs("no --log-driver"))?,
         seccomp_rules: value("--seccomp-rules").map(PathBuf::from),
+        plugin_dir: value("--plugin-dir").map(PathBuf::from).ok_or(NotOurs("no --plugin-dir"))?,
     })
 }
 
@@ -143,6 +145,7 @@ mod tests {
                     log_level,
                     log_sink,
                     seccomp_rules: (log_level < LogLevel::Info).then(|| "/etc/rules".into()),
+                    plugin_dir: "/run/plugins".into(),
                 };
                 let arrived = monitor_config(&monitor_args(&config)).unwrap();
                 assert_eq!(format!("{arrived:?}"), format!("{config:?}"));

@@ -82,7 +82,7 @@ pub struct Error {
 }
 
 impl Error {
-    pub(super) fn connect(path: &Path, error: &io::Error) -> Self {
+    pub(in crate::rpc) fn connect(path: &Path, error: &io::Error) -> Self {
         let message = match error.kind() {
             io::ErrorKind::NotFound => {
                 format!("nothing listens at {}: the pod is not running", path.display())
@@ -95,11 +95,11 @@ impl Error {
         Self { code: Code::Disconnected, message }
     }
 
-    pub(super) fn runtime(error: &io::Error) -> Self {
+    pub(in crate::rpc) fn runtime(error: &io::Error) -> Self {
         Self { code: Code::ResourceExhausted, message: format!("starting the client's event loop: {error}") }
     }
 
-    pub(super) fn too_long(what: &str) -> Self {
+    pub(in crate::rpc) fn too_long(what: &str) -> Self {
         Self::invalid(format!("{what} is too long for one request"))
     }
 
