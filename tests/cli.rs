@@ -615,6 +615,13 @@ fn help_is_what_it_was() {
         "hook run",
         "hook ls",
         "hook results",
+        "seccomp",
+        "seccomp ls",
+        "seccomp trace",
+        "seccomp stats",
+        "seccomp check",
+        "seccomp answer",
+        "seccomp replay",
     ];
     let mut text = String::new();
     for command in commands {

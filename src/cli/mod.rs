@@ -25,6 +25,7 @@ pub mod people;
 pub mod pinns;
 pub mod pod;
 pub mod run;
+pub mod seccomp;
 pub mod serve;
 pub mod signals;
 pub mod stats;

@@ -13,6 +13,7 @@ use super::logs::{self, LogsArgs};
 use super::paths::Root;
 use super::pod::PodCommand;
 use super::run::{self, RunArgs};
+use super::seccomp::SeccompCommand;
 use super::stats::{self, StatsArgs};
 
 /// What every command for people takes.
@@ -68,6 +69,9 @@ pub enum PeopleCommand {
     /// Work with hooks
     #[command(subcommand)]
     Hook(HookCommand),
+    /// See and decide what happens to the system calls that containers' profiles notify of
+    #[command(subcommand)]
+    Seccomp(SeccompCommand),
 }
 
 const EXEC_HELP: &str = "\
@@ -116,6 +120,7 @@ impl PeopleCommand {
             Self::Events(args) => done(container::run_events(globals, &args)),
             Self::Stats(args) => done(stats::run(globals, &args)),
             Self::Hook(command) => command.run(globals),
+            Self::Seccomp(command) => done(command.run(globals)),
         };
         match result {
             Ok(code) => ExitCode::from(code),
