@@ -45,7 +45,7 @@ check: ## format, lints, dependencies' licences and advisories, schema drift, ho
 	$(cargo) clippy --locked --all-targets -- -D warnings
 	$(cargo) test --locked --quiet --test schema --test house_rules
 	@scripts/deny.sh
-	@if command -v go >/dev/null; then scripts/go.sh vet ./...; \
+	@if command -v go >/dev/null; then scripts/go.sh vet ./... && (cd examples/plugins/go && go vet ./...); \
 	elif [ "$${CI:-}" = true ]; then echo 'check: go is not in PATH' >&2; exit 1; \
 	else echo 'check: skipped go vet (no go in PATH)'; fi
 

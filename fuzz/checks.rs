@@ -209,6 +209,23 @@ pub(crate) fn spdy(data: &[u8]) {
     assert_eq!(read(portion), read(stream.len().max(1)));
 }
 
+/// Whatever a plugin sends is judged: its verdicts and requests make sense, or are
+/// refused, and none of it takes more than a connection's limits.
+pub(crate) fn plugin(message: &[u8]) {
+    let (verdicts, _) = podinit::rpc::plugin::judge(message);
+    assert!(verdicts <= podinit::limits::PLUGIN_BATCH_MAX);
+}
+
+/// Any `struct sockaddr` of a process says something, and never more than is there.
+pub(crate) fn address(raw: &[u8]) {
+    use podinit::seccomp::decode::Address;
+    match Address::parse(raw) {
+        Address::Unix(path) => assert!(path.len() + 2 <= raw.len()),
+        Address::Internet(inet) => assert!(raw.len() >= if inet.is_ipv4() { 8 } else { 24 }),
+        Address::Other(_) => {}
+    }
+}
+
 /// Any portions of a remote command's client give the same input, sizes and replies.
 pub(crate) fn remote(data: &[u8]) {
     let (portion, stream) = portions(data);

@@ -19,6 +19,7 @@ steps='
     run_an_exec
     orphans_are_reaped
     exit_code_42
+    a_plugin_decides
     stop_the_pod
     nothing_is_left
 '
@@ -40,6 +41,7 @@ pod=demo-${work##*-}
 PODINIT_ROOT=$work/run
 export PODINIT_ROOT
 pod_dir=$PODINIT_ROOT/pods/$pod
+plugin=''
 
 if [ -t 1 ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); else bold='' plain=''; fi
 number=0
@@ -77,6 +79,7 @@ inode() { stat --dereference --format %i "$1"; }
 clean_up() {
     status=$?
     trap - EXIT
+    if [ -n "$plugin" ]; then kill "$plugin" 2>/dev/null || true; fi
     if [ -e "$pod_dir" ]; then "$binary" pod rm --force "$pod" >/dev/null 2>&1 || true; fi
     rm -rf "$work"
     exit "$status"
@@ -192,6 +195,34 @@ exit_code_42() {
     grep -qw 42 "$work/code" || [ "$code" = 42 ] || fail "exit code $(cat "$work/code") instead of 42"
 }
 
+a_plugin_decides() {
+    did "a container's mkdir is decided by a plugin, in a process of its own"
+    mkdir "$work/asks"
+    cat >"$work/asks/config.json" <<EOF
+{ "ociVersion": "1.0.2", "root": { "path": "$work/rootfs" },
+  "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "env": ["PATH=/bin"],
+               "args": ["sh", "-c", "mkdir /tmp/made 2>&1 || true"] },
+  "mounts": [{ "destination": "/tmp", "type": "tmpfs", "source": "tmpfs" }],
+  "linux": { "namespaces": [{ "type": "mount" }],
+             "seccomp": { "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "$pod_dir/seccomp.sock",
+                          "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY" }] } } }
+EOF
+    mkfifo "$work/ready"
+    "$binary" seccomp answer --socket "$pod_dir/plugins.sock" --name demo --syscall mkdir --syscall mkdirat \
+        --verdict errno:EDQUOT >"$work/ready" &
+    plugin=$!
+    read -r said <"$work/ready"
+    proof "a plugin, pid $plugin, has $said: mkdir shall fail with EDQUOT"
+    "$binary" create --pod "$pod" --name asks --bundle "$work/asks" >/dev/null
+    "$binary" start asks >/dev/null
+    "$binary" wait asks >/dev/null
+    shown "$binary" logs asks
+    "$binary" logs asks | grep -q 'uota exceeded' || fail 'the plugin was not asked'
+    shown "$binary" seccomp stats "$pod"
+    kill "$plugin"
+    wait "$plugin" 2>/dev/null || true
+    plugin=''
+}
 stop_the_pod() {
     did 'the pod, stopped'
     # What must be gone, noted while it is there.

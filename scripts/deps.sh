@@ -41,6 +41,8 @@ static_busybox() { has busybox && ! readelf -l "$(command -v busybox)" 2>/dev/nu
 # Distributions have them in one of these directories.
 has_cni() { [ -x /usr/lib/cni/bridge ] || [ -x /usr/libexec/cni/bridge ] || [ -x /opt/cni/bin/bridge ]; }
 
+has_venv() { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }
+
 need_rust() {
     has cargo || die 'cargo is not in PATH. Install Rust with rustup (https://rustup.rs); the version is in rust-toolchain.toml.'
 }
@@ -70,6 +72,7 @@ for purpose in "$@"; do
         need ip iproute2 iproute has ip
         need 'podman, the reference for hook files' podman podman has podman
         need 'Python, for an example hook' python3 python3 has python3
+        need 'Python with venv, for example plugins' python3-venv python3 has_venv
         ;;
     vm)
         need 'qemu, for x86_64 machines' qemu-system-x86 qemu-system-x86-core has qemu-system-x86_64

@@ -25,6 +25,14 @@ LIBSECCOMP_LIB_PATH=$(dirname "$(realpath "$(cc -print-file-name=libseccomp.a)")
 PODINIT_BINARY=$binary
 export LIBSECCOMP_LINK_TYPE LIBSECCOMP_LIB_PATH PODINIT_BINARY
 
+# For the example plugins in Python; without it their tests are skipped, except in CI.
+if PODINIT_PYTHON=$("$here/python.sh" "${CARGO_TARGET_DIR:-target}/python"); then
+    export PODINIT_PYTHON
+else
+    unset PODINIT_PYTHON
+    echo 'test: no Python with pycapnp' >&2
+fi
+
 # Runs a command, shows its output, keeps it in the log; notes a failure in
 # `failed`. The command stays in the foreground: in the background a shell would
 # have it ignore SIGINT, which tests send. A process that a test left behind holds

@@ -4,6 +4,7 @@
 #[path = "../fuzz/checks.rs"]
 mod checks;
 
+use podinit::rpc::schema::plugin_capnp as wire;
 use proptest::prelude::*;
 
 /// Bytes that look like logs often enough.
@@ -73,6 +74,35 @@ fn seccomp() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(word, 0..8).prop_map(|words| words.concat())
 }
 
+/// Messages that a plugin could send, with some bytes changed.
+fn plugin_messages() -> impl Strategy<Value = Vec<u8>> {
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
+    (any::<bool>(), changes).prop_map(|(is_answer, changes)| {
+        let mut message = capnp::message::Builder::new_default();
+        if is_answer {
+            let root: wire::seccomp_plugin::decide_results::Builder<'_> = message.init_root();
+            let mut verdicts = root.init_verdicts(4);
+            verdicts.reborrow().get(0).set_errno(13);
+            verdicts.reborrow().get(1).set_return_value(-1);
+            verdicts.reborrow().get(2).init_add_descriptor().set_ticket(&[7; 16]);
+        } else {
+            let mut root: wire::registration_request::Builder<'_> = message.init_root();
+            root.set_name("plugin");
+            root.reborrow().init_reads(2).get(1).set_bytes(100);
+            let mut selector = root.init_selector();
+            selector.reborrow().init_syscalls(2).set(0, "mkdir");
+            selector.reborrow().init_labels(1).get(0).set_key("key");
+            selector.init_comparisons(1).get(0).init_values(1).set(0, 448);
+        }
+        let mut bytes = capnp::serialize::write_message_to_words(&message);
+        for (index, byte) in changes {
+            let at = index.index(bytes.len());
+            bytes[at] = byte;
+        }
+        bytes
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -134,5 +164,15 @@ proptest! {
     #[test]
     fn seccomp_call(data in seccomp()) {
         checks::seccomp_call(&data);
+    }
+
+    #[test]
+    fn plugin(data in prop_oneof![plugin_messages(), prop::collection::vec(any::<u8>(), 0..200)]) {
+        checks::plugin(&data);
+    }
+
+    #[test]
+    fn address(family in prop_oneof![Just(1_u16), Just(2_u16), Just(10_u16), any::<u16>()], rest in prop::collection::vec(any::<u8>(), 0..130)) {
+        checks::address(&[&family.to_ne_bytes()[..], &rest].concat());
     }
 }

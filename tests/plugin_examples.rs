@@ -1,0 +1,233 @@
+//! The example plugins in all their languages, each deciding about a real container.
+//!
+//! Go and Python are skipped where they are not installed, but not in CI.
+//! `PODINIT_PYTHON` names a Python that has pycapnp.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, Options, Place, Pod};
+use serde_json::json;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// How the example `name` is started; `None` if its language is not here.
+type Language = fn(&Place, &str) -> Option<Command>;
+
+fn rust(_: &Place, name: &str) -> Option<Command> {
+    let deps = std::env::current_exe().unwrap();
+    let program =
+        deps.parent().and_then(Path::parent).unwrap().join("examples").join(format!("plugin-{name}"));
+    // `cargo test` has made them; `cargo test --test plugin_examples` has not.
+    if !program.exists() {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--locked", "--quiet", "--examples"]).current_dir(root());
+        assert!(build.status().expect("cargo").success());
+    }
+    Some(Command::new(program))
+}
+
+/// Says that something is missing, which in CI nothing may be.
+fn is_missing(what: &str) -> Option<Command> {
+    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{what} is needed in CI");
+    eprintln!("skipped: no {what}");
+    None
+}
+
+fn go(place: &Place, name: &str) -> Option<Command> {
+    let mut build = Command::new("go");
+    let program = place.path("logs").join(name);
+    build.args(["build", "-o"]).arg(&program).arg(format!("./{name}"));
+    match build.current_dir(root().join("examples/plugins/go")).status() {
+        Err(_) => is_missing("go"),
+        Ok(status) => {
+            assert!(status.success(), "go build ./{name}");
+            Some(Command::new(program))
+        }
+    }
+}
+
+fn python(_: &Place, name: &str) -> Option<Command> {
+    let python = std::env::var_os("PODINIT_PYTHON").unwrap_or_else(|| "python3".into());
+    let has_capnp = Command::new(&python).args(["-c", "import capnp"]).stderr(Stdio::null()).status();
+    if !has_capnp.is_ok_and(|status| status.success()) {
+        return is_missing("Python with pycapnp");
+    }
+    let mut command = Command::new(python);
+    command.arg("-B").arg(root().join(format!("examples/plugins/python/{name}.py")));
+    Some(command)
+}
+
+/// A plugin that runs. Ends with its scope.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended with its pod.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn spawn(mut command: Command) -> (Running, BufReader<ChildStdout>) {
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("a plugin");
+    let said = BufReader::new(child.stdout.take().unwrap());
+    (Running(child), said)
+}
+
+fn eventually(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < end, "it did not come to be");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+fn plugins(pod: &Pod) -> Vec<String> {
+    let plugins = pod.call(async |client| client.seccomp_plugins().await).expect("plugins");
+    plugins.into_iter().map(|plugin| plugin.name).collect()
+}
+
+fn run(pod: &Pod, name: &str, calls: &[&str], script: &str) {
+    let request = pod.container_with(name, &["sh", "-c", script], |config| {
+        config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": pod.run_dir().join("seccomp.sock"),
+            "syscalls": [{ "names": calls, "action": "SCMP_ACT_NOTIFY" }],
+        });
+    });
+    pod.create(&request).expect("create");
+    pod.start_container(name);
+}
+
+fn output(pod: &Pod, name: &str) -> String {
+    pod.wait(name);
+    let log = pod.log(name);
+    String::from_utf8([log.stdout, log.stderr].concat()).unwrap()
+}
+
+fn makes_harmless_nodes(language: Language) {
+    let pod = Pod::start();
+    let Some(mut command) = language(&pod.place, "mknod") else { return };
+    command.arg(pod.run_dir().join("plugins.sock"));
+    let _plugin = spawn(command);
+    eventually(|| plugins(&pod).len() == 1);
+    run(
+        &pod,
+        "c",
+        &["mknod", "mknodat"],
+        "busybox mknod /tmp/null c 1 3 && echo gone >/tmp/null && busybox stat -c '%F %t %T %u' /tmp/null; \
+         cd /tmp && busybox mknod zero c 1 5 && head -c 3 zero | wc -c; \
+         busybox mknod /tmp/mem c 1 1 || echo no memory; busybox mknod /tmp/disk b 8 0 || echo no disk; \
+         busybox mknod /tmp/fifo p && echo fifo; \
+         busybox ln -s /tmp /tmp/link; busybox mknod /tmp/link/../../../tmp/full c 1 7; echo over",
+    );
+    let said = output(&pod, "c");
+    for expected in ["character special file 1 3 0\n", "3\n", "no memory\n", "no disk\n", "fifo\n", "over\n"]
+    {
+        assert!(said.contains(expected), "{expected:?} in {said}");
+    }
+    assert!(!said.contains("gone"), "{said}");
+    assert!(!Path::new("/tmp/full").exists(), "it was made on the host");
+}
+
+#[test]
+fn mknod_in_rust() {
+    makes_harmless_nodes(rust);
+}
+
+#[test]
+fn mknod_in_go() {
+    makes_harmless_nodes(go);
+}
+
+#[test]
+fn mknod_in_python() {
+    makes_harmless_nodes(python);
+}
+
+fn connects_to_a_list(language: Language) {
+    let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [allowed, other] = [0, 1].map(|index: usize| listeners[index].local_addr().unwrap());
+    let pod = Pod::start();
+    let Some(mut command) = language(&pod.place, "connect") else { return };
+    command.arg(pod.run_dir().join("plugins.sock")).arg(allowed.to_string());
+    let _plugin = spawn(command);
+    eventually(|| plugins(&pod).len() == 1);
+    let [server, _other] = listeners;
+    let greeter = std::thread::spawn(move || server.accept().unwrap().0.write_all(b"hello\n").unwrap());
+    let script = format!(
+        "busybox nc 127.0.0.1 {} </dev/null; busybox nc 127.0.0.1 {} </dev/null || echo refused",
+        allowed.port(),
+        other.port()
+    );
+    run(&pod, "c", &["connect"], &script);
+    let said = output(&pod, "c");
+    assert!(
+        said.contains("hello\n") && said.contains("ermission denied") && said.contains("refused"),
+        "{said}"
+    );
+    greeter.join().unwrap();
+}
+
+#[test]
+fn connect_in_rust() {
+    connects_to_a_list(rust);
+}
+
+#[test]
+fn connect_in_go() {
+    connects_to_a_list(go);
+}
+
+#[test]
+fn connect_in_python() {
+    connects_to_a_list(python);
+}
+
+fn tells_of_every_pod(language: Language) {
+    let place = Place::new();
+    let directory: PathBuf = place.path("tmp").join("plugins.d");
+    std::fs::create_dir(&directory).unwrap();
+    let socket = directory.join("trace.sock");
+    let Some(mut command) = language(&place, "trace") else { return };
+    let (plugin, said) = spawn({
+        command.arg(&socket);
+        command
+    });
+    eventually(|| socket.exists());
+    let arguments = vec!["--plugin-dir".to_owned(), directory.to_str().unwrap().to_owned()];
+    let pod = Pod::start_in(place, Options { arguments, ..Options::default() });
+    // Until the observer is there, which nobody can see from outside, calls are made in vain.
+    run(&pod, "c", &["mkdir"], "while :; do mkdir /tmp/a 2>/dev/null; busybox usleep 20000; done");
+    let id = pod.id("c");
+    let line = said.lines().map(Result::unwrap).find(|line| line.contains("mkdir")).expect("a record");
+    assert!(line.contains(&id) && line.contains("default"), "{line}");
+    drop(plugin);
+    std::fs::remove_file(&socket).unwrap();
+    let stopped = pod.call(async |client| client.stop_container(&id, 9, 0).await);
+    stopped.expect("stop");
+}
+
+#[test]
+fn trace_in_rust() {
+    tells_of_every_pod(rust);
+}
+
+#[test]
+fn trace_in_go() {
+    tells_of_every_pod(go);
+}
+
+#[test]
+fn trace_in_python() {
+    tells_of_every_pod(python);
+}

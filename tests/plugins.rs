@@ -1,0 +1,386 @@
+//! Seccomp plugins of other processes, over the plugin socket, with real
+//! containers: who decides, and what becomes of calls when a plugin does not.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, Options, Place, Pod, binary, kill, which};
+use podinit::rpc::client::SeccompStats;
+use serde_json::{Value, json};
+
+/// A profile that notifies of `calls`.
+fn profile(pod: &Pod, calls: &[&str]) -> Value {
+    json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "listenerPath": pod.run_dir().join("seccomp.sock"),
+        "syscalls": [{ "names": calls, "action": "SCMP_ACT_NOTIFY" }],
+    })
+}
+
+/// Starts a container whose `calls` are notified.
+fn run(pod: &Pod, name: &str, calls: &[&str], script: &str) {
+    let request = pod.container_with(name, &["sh", "-c", script], |config| {
+        config["linux"]["seccomp"] = profile(pod, calls);
+    });
+    pod.create(&request).expect("create");
+    pod.start_container(name);
+}
+
+/// What a container wrote until its end.
+fn output(pod: &Pod, name: &str) -> String {
+    pod.wait(name);
+    let log = pod.log(name);
+    String::from_utf8([log.stdout, log.stderr].concat()).unwrap()
+}
+
+/// A plugin: `podinit seccomp answer`. Ends with its scope.
+struct Plugin {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Plugin {
+    fn start(socket: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(binary());
+        command.args(["seccomp", "answer", "--socket"]).arg(socket).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("a plugin");
+        let said = BufReader::new(child.stdout.take().unwrap());
+        Self { child, said }
+    }
+
+    /// Starts one in a pod, and waits until it decides.
+    fn of(pod: &Pod, arguments: &[&str]) -> Self {
+        let mut plugin = Self::start(&pod.run_dir().join("plugins.sock"), arguments);
+        plugin.wait_registered();
+        // It has been synchronised; its registration is answered right after.
+        let name =
+            arguments.iter().position(|word| *word == "--name").map_or("answer", |at| arguments[at + 1]);
+        eventually(|| plugins(pod).iter().any(|plugin| plugin == name));
+        plugin
+    }
+
+    fn wait_registered(&mut self) {
+        let mut line = String::new();
+        self.said.read_line(&mut line).expect("its standard output");
+        assert_eq!(line, "registered\n");
+    }
+
+    fn signal(&self, signal: &str) {
+        kill(self.child.id(), signal);
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        // It may have ended with its pod.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Waits for something that has no event of its own.
+fn eventually(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < end, "it did not come to be");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+fn stats(pod: &Pod) -> SeccompStats {
+    pod.call(async |client| client.seccomp_stats().await).expect("stats")
+}
+
+/// Names of those that decide, in order.
+fn plugins(pod: &Pod) -> Vec<String> {
+    let plugins = pod.call(async |client| client.seccomp_plugins().await).expect("plugins");
+    plugins.into_iter().map(|plugin| plugin.name).collect()
+}
+
+/// A hundred calls at once; prints how many failed with an error of that text.
+fn hundred(error: &str) -> String {
+    format!(
+        "for i in $(seq 100); do mkdir /tmp/$i 2>/tmp/said.$i & done; wait; cat /tmp/said.* | tr -d '\\r' >/tmp/all; \
+         busybox grep -c '{error}' /tmp/all; exit 0"
+    )
+}
+
+fn decides_under(runtime: &str) {
+    let pod = Pod::with_runtime(runtime);
+    let _plugin = Plugin::of(&pod, &["--syscall", "mkdir", "--verdict", "errno:EROFS"]);
+    run(&pod, "c", &["mkdir"], "mkdir /tmp/a; touch /tmp/b && echo touched");
+    let said = output(&pod, "c");
+    assert!(said.contains("Read-only file system") && said.contains("touched"), "{said}");
+    let row = stats(&pod).rows.into_iter().find(|row| row.plugin == "answer").expect("a row");
+    assert_eq!((row.syscall.as_str(), row.verdict.as_str(), row.total()), ("mkdir", "errno", 1));
+}
+
+#[test]
+fn plugin_decides_under_crun() {
+    decides_under("crun");
+}
+
+#[test]
+fn plugin_decides_under_runc() {
+    decides_under("runc");
+}
+
+#[test]
+fn three_plugins_are_asked_by_priority_until_one_decides() {
+    let pod = Pod::start();
+    let of = |name: &str, priority: &str, more: &[&str]| {
+        Plugin::of(&pod, &[&["--name", name, "--priority", priority], more].concat())
+    };
+    let _last = of("last", "5", &["--syscall", "mkdir", "--syscall", "chmod", "--verdict", "errno:EROFS"]);
+    // chmod(path, mode): only where the mode is 0700.
+    let _second = of("second", "0", &["--syscall", "chmod", "--if", "1=448", "--verdict", "errno:ENOSPC"]);
+    let _first = of("first", "-5", &["--syscall", "mkdir", "--verdict", "pass"]);
+    assert_eq!(plugins(&pod), ["first", "second", "last"]);
+    let script = "busybox chmod 700 /tmp; busybox chmod 755 /tmp; mkdir /tmp/b";
+    run(&pod, "c", &["mkdir", "chmod"], script);
+    let said = output(&pod, "c");
+    let lines: Vec<&str> = said.lines().filter_map(|line| line.rsplit(": ").next()).collect();
+    assert_eq!(
+        lines,
+        ["No space left on device", "Read-only file system", "Read-only file system"],
+        "{said}"
+    );
+}
+
+#[test]
+fn a_hundred_calls_survive_the_death_of_their_plugin() {
+    let pod = Pod::start();
+    for (step, signals) in [("killed", &["KILL"][..]), ("stopped and killed", &["STOP", "KILL"])] {
+        let stalls =
+            ["--syscall", "mkdir", "--verdict", "return:0", "--delay", "600000", "--deadline", "120000"];
+        let plugin = Plugin::of(&pod, &[&stalls[..], &["--on-failure", "errno:EIO"]].concat());
+        let name = step.replace(' ', "-");
+        run(&pod, &name, &["mkdir"], &hundred("Input/output error"));
+        eventually(|| stats(&pod).open == 100);
+        signals.iter().for_each(|signal| plugin.signal(signal));
+        assert_eq!(output(&pod, &name).trim(), "100", "{step}");
+        eventually(|| plugins(&pod).is_empty());
+    }
+    let stats = stats(&pod);
+    assert_eq!((stats.received, stats.answered, stats.open), (200, 200, 0), "{stats:?}");
+}
+
+#[test]
+fn a_plugin_that_dies_between_calls_costs_no_call() {
+    let pod = Pod::start();
+    run(&pod, "c", &["mkdir"], &hundred("Permission denied").replace("& done", "; done"));
+    // Each decides about some of the calls; what none decides about waits for the first, and has the default then.
+    for _ in 0..3 {
+        let answered = stats(&pod).answered;
+        let verdict = ["--syscall", "mkdir", "--verdict", "errno:EACCES", "--on-failure", "errno:EACCES"];
+        let plugin = Plugin::of(&pod, &verdict);
+        eventually(|| {
+            let stats = stats(&pod);
+            stats.answered > answered || stats.received == 100
+        });
+        plugin.signal("KILL");
+    }
+    pod.wait("c");
+    let stats = stats(&pod);
+    assert_eq!((stats.received, stats.answered, stats.open), (100, 100, 0), "{stats:?}");
+}
+
+#[test]
+fn a_plugin_that_stands_still_costs_its_own_verdicts_only() {
+    let pod = Pod::start();
+    let still = ["--name", "still", "--priority", "0", "--syscall", "mkdir", "--verdict", "return:0"];
+    let still = Plugin::of(&pod, &[&still[..], &["--deadline", "200", "--on-failure", "next"]].concat());
+    let _next = Plugin::of(
+        &pod,
+        &["--name", "next", "--priority", "1", "--syscall", "mkdir", "--verdict", "errno:EROFS"],
+    );
+    still.signal("STOP");
+    run(&pod, "c", &["mkdir"], &hundred("Read-only"));
+    assert_eq!(output(&pod, "c").trim(), "100");
+    let counted = stats(&pod);
+    let counters = counted.plugins.iter().find(|plugin| plugin.name == "still").expect("its counters");
+    assert!(counters.timeouts > 0, "{counted:?}");
+    // When it goes on it is asked again.
+    still.signal("CONT");
+    eventually(|| {
+        let name = format!("again-{}", stats(&pod).received);
+        run(&pod, &name, &["mkdir"], "mkdir /tmp/a && echo made");
+        output(&pod, &name).contains("made")
+    });
+}
+
+#[test]
+fn a_slow_verdict_holds_up_no_other() {
+    let pod = Pod::start();
+    let slow = ["--name", "slow", "--syscall", "mkdir", "--verdict", "errno:EROFS", "--delay", "600000"];
+    let slow = Plugin::of(&pod, &[&slow[..], &["--deadline", "120000"]].concat());
+    let _fast = Plugin::of(&pod, &["--name", "fast", "--syscall", "rmdir", "--verdict", "errno:EBUSY"]);
+    run(&pod, "c", &["mkdir", "rmdir"], "mkdir /tmp/a & busybox rmdir /tmp; echo first; wait");
+    eventually(|| pod.log("c").stdout == b"first\n");
+    assert_eq!(stats(&pod).open, 1);
+    slow.signal("KILL");
+    assert!(output(&pod, "c").contains("resource busy"));
+}
+
+#[test]
+fn batches_lose_nothing() {
+    let pod = Pod::start();
+    let _plugin = Plugin::of(
+        &pod,
+        &["--syscall", "mkdir", "--verdict", "errno:EROFS", "--batch", "32", "--delay", "20"],
+    );
+    run(&pod, "c", &["mkdir"], &hundred("Read-only"));
+    assert_eq!(output(&pod, "c").trim(), "100");
+}
+
+fn plugin_dir(place: &Place) -> (PathBuf, Options) {
+    let directory = place.path("tmp").join("plugins.d");
+    std::fs::create_dir(&directory).unwrap();
+    let arguments = vec!["--plugin-dir".to_owned(), directory.to_str().unwrap().to_owned()];
+    (directory, Options { arguments, ..Options::default() })
+}
+
+#[test]
+fn plugins_that_listen_are_dialled_and_dialled_again() {
+    let place = Place::new();
+    let (directory, options) = plugin_dir(&place);
+    let socket = directory.join("p.sock");
+    let decides = ["--listen", "--syscall", "mkdir", "--verdict"];
+    let mut early = Plugin::start(&socket, &[&decides[..], &["errno:EROFS"]].concat());
+    eventually(|| socket.exists());
+    let pod = Pod::start_in(place, options);
+    run(&pod, "before", &["mkdir"], "mkdir /tmp/a");
+    early.wait_registered();
+    assert!(output(&pod, "before").contains("Read-only"));
+
+    // The plugin restarts: its socket is another file of the same name.
+    drop(early);
+    eventually(|| plugins(&pod).is_empty());
+    let mut late = Plugin::start(&socket, &[&decides[..], &["errno:ENOSPC"]].concat());
+    late.wait_registered();
+    eventually(|| plugins(&pod) == ["answer"]);
+    run(&pod, "after", &["mkdir"], "mkdir /tmp/a");
+    assert!(output(&pod, "after").contains("No space left"));
+
+    // The monitor restarts: it dials when there is something to decide again.
+    let [monitor] = common::children_of(pod.keeper_pid())[..] else { panic!("one monitor") };
+    kill(monitor, "KILL");
+    eventually(|| common::children_of(pod.keeper_pid()).iter().any(|pid| *pid != monitor));
+    pod.reconnect();
+    run(&pod, "anew", &["mkdir"], "mkdir /tmp/a");
+    late.wait_registered();
+    assert!(output(&pod, "anew").contains("No space left"));
+    drop(late);
+    std::fs::remove_file(&socket).unwrap();
+}
+
+#[test]
+fn a_registration_ends_with_its_connection() {
+    let pod = Pod::start();
+    let plugin = Plugin::of(&pod, &["--syscall", "mkdir", "--verdict", "errno:EROFS"]);
+    assert_eq!(plugins(&pod), ["answer"]);
+    drop(plugin);
+    eventually(|| plugins(&pod).is_empty());
+}
+
+#[test]
+fn what_was_traced_can_be_replayed() {
+    let pod = Pod::start();
+    let _plugin = Plugin::of(&pod, &["--syscall", "mkdir", "--verdict", "errno:EROFS"]);
+    let mut command = Command::new(binary());
+    command.args([
+        "seccomp",
+        "trace",
+        "--decode",
+        "--count",
+        "2",
+        "--output",
+        "json",
+        "--syscall",
+        "mkdir",
+        "--socket",
+    ]);
+    let mut trace = command.arg(pod.socket()).stdout(Stdio::piped()).spawn().expect("a trace");
+    // The one that copies what calls point to is asked first.
+    eventually(|| plugins(&pod) == ["trace", "answer"]);
+    run(&pod, "c", &["mkdir"], "mkdir /tmp/a; mkdir /tmp/b");
+    assert!(output(&pod, "c").contains("Read-only"));
+    let lines: Vec<String> =
+        BufReader::new(trace.stdout.take().unwrap()).lines().map(Result::unwrap).collect();
+    assert!(trace.wait().unwrap().success());
+    let records: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (record, path) in records.iter().zip(["/tmp/a", "/tmp/b"]) {
+        assert_eq!(record["notification"]["decoded"][0]["content"]["text"], path);
+        assert_eq!(record["verdict"], json!({ "errno": 30 }));
+        assert_eq!(record["decided_by"], "answer");
+    }
+    assert_eq!(records.len(), 2);
+
+    let file = pod.place.path("logs").join("recorded.json");
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let socket = pod.place.path("logs").join("replayed.sock");
+    for (verdict, is_same) in [("errno:EROFS", true), ("errno:EACCES", false)] {
+        let mut plugin = Plugin::start(&socket, &["--listen", "--syscall", "mkdir", "--verdict", verdict]);
+        eventually(|| std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        let mut command = Command::new(binary());
+        command.args(["seccomp", "replay", "--expect", "--plugin"]).arg(&socket).arg(&file);
+        let replayed = command.output().expect("a replay");
+        plugin.wait_registered();
+        assert_eq!(replayed.status.success(), is_same, "{replayed:?}");
+        let said: Vec<Value> =
+            replayed.stdout.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+        assert_eq!(said.len(), 2);
+        assert_eq!(said[0]["plugin"], "answer");
+    }
+}
+
+#[test]
+fn engine_and_people_see_sessions() {
+    let pod = Pod::start();
+    let _plugin = Plugin::of(
+        &pod,
+        &["--syscall", "mkdir", "--verdict", "errno:EROFS", "--delay", "600000", "--deadline", "120000"],
+    );
+    run(&pod, "c", &["mkdir"], "mkdir /tmp/a");
+    eventually(|| stats(&pod).open == 1);
+    let mut command = Command::new(binary());
+    command.args(["seccomp", "ls", "--output", "json", "--socket"]).arg(pod.socket());
+    let listed: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    assert_eq!(listed["sessions"][0]["container"], pod.id("c"));
+    assert_eq!(listed["plugins"][0]["name"], "answer");
+    kill(
+        pod.call(async |client| client.container_state(&pod.id("c")).await).unwrap().pid.expect("a pid"),
+        "KILL",
+    );
+    pod.wait("c");
+    eventually(|| pod.call(async |client| client.seccomp_sessions().await).unwrap().is_empty());
+}
+
+#[test]
+fn others_than_root_cannot_be_plugins() {
+    let pod = Pod::start();
+    let socket = pod.run_dir().join("plugins.sock");
+    let mode = |path: &Path| {
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions())
+    };
+    assert_eq!(mode(&socket) & 0o777, 0o600);
+    // Even if somebody opens the way, the peer is asked who it is.
+    std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    for directory in [pod.run_dir(), pod.run_dir().parent().unwrap()] {
+        std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new(which("setpriv"));
+    command.args(["--reuid", "65534", "--clear-groups"]).arg(binary());
+    command
+        .args(["seccomp", "answer", "--syscall", "mkdir", "--verdict", "return:0", "--socket"])
+        .arg(&socket);
+    let refused = command.output().expect("setpriv of util-linux");
+    assert!(!refused.status.success(), "{refused:?}");
+    assert_eq!(plugins(&pod), [""; 0]);
+}
