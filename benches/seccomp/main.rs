@@ -14,6 +14,7 @@
 mod bench;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod plugin;
 mod target;
 
 use std::fs;
@@ -36,6 +37,8 @@ fn main() -> ExitCode {
     match arguments.get(1).map(String::as_str) {
         Some("target") => target::run(&arguments[2..]),
         Some("bare") => target::bare(Path::new(&arguments[2])),
+        Some("relay") => plugin::relay(Path::new(&arguments[2]), Path::new(&arguments[3])),
+        Some("answerer") => plugin::answerer(Path::new(&arguments[2])),
         _ => compare(),
     }
 }
@@ -125,6 +128,7 @@ fn compare() -> ExitCode {
         println!("{name}: {per_second:.0} calls/s in the worst round (at least {SUSTAINED:.0}), none lost");
         failed |= per_second < SUSTAINED;
     }
+    failed |= plugin::compare(&pod, &socket);
     failed |= leaks(&pod, &socket);
     pod.shutdown();
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -67,6 +67,12 @@ fn send(connection: &OwnedFd, filter: &ScmpFilterContext, container: &str) {
 /// Takes one listener after the other at the socket `path`, and refuses every call
 /// by nothing but ioctls.
 pub(crate) fn bare(path: &Path) -> ExitCode {
+    each_listener(path, serve)
+}
+
+/// Takes one listener after the other at the socket `path`, and has `serve` do with
+/// each what it likes.
+pub(crate) fn each_listener(path: &Path, mut serve: impl FnMut(&OwnedFd)) -> ExitCode {
     let door = socket::listen(path, SocketType::STREAM, 8).expect("a socket");
     println!("ready");
     std::io::stdout().flush().expect("a pipe");
