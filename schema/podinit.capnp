@@ -174,14 +174,20 @@ interface Pod extends(Conmon) {
 
   podStats @12 () -> (stats :PodStats);
 
-  containerStats @13 (id :Text) -> (stats :ContainerStats);
-  # Of a container whose streams are open; `not-found` once it has exited.
+  containerStats @13 (id :Text) -> (stats :ContainerStats, account :LogAccount);
+  # Of a container that has exited: as they were at its end.
 
-  createContainer @14 (request :Conmon.CreateContainerRequest, init :Bool) -> (containerPid :UInt32);
+  createContainer @14 (
+    request :Conmon.CreateContainerRequest,
+    init :Bool,
+    logOptions :List(KeyValue)
+  ) -> (containerPid :UInt32);
   # As Conmon's method of this name. With `init`, podinit's init is the
   # container's first process: it starts the command, passes signals on and reaps.
   # It is mounted into the container; image and bundle stay as they are. The OCI
   # runtime is then given a bundle of ours, which says the same but for this.
+  # `logOptions` say how the logs' files are kept; they win over annotations of the
+  # bundle, whose names are the same with `org.podinit.log.` before them.
 
   runHook @15 (request :HookRequest) -> (result :HookResult);
   # Runs one hook once, now, by its definition or by the name of a known one.
@@ -350,6 +356,38 @@ struct LogLimits {
 }
 
 struct AttachRequest {
+  id @0 :Text;
+  socketPath @1 :Text;
+  # Where the SOCK_SEQPACKET socket is to be; absolute.
+  execSession @2 :Text;
+  # Empty: nothing but the container itself can be attached to.
+  stopAfterStdinEof @3 :Bool;
+  # The end of a client's input is the end of the container's. Without it the
+  # container's stdin stays open for the next client.
+  replayBytes @4 :UInt32;
+  # Of what the container wrote before the client came, the last so many bytes at
+  # most, from the beginning of a line on. Needs a log that is a file.
+}
+
+struct LogAccount {
+  # What was read from a container and what its log holds of it: what the log can
+  # be audited against.
+  stdout @0 :Stream;
+  stderr @1 :Stream;
+  isFinal @2 :Bool;
+  # The container has exited; nothing more will be counted.
+
+  struct Stream {
+    readBytes @0 :UInt64;
+    # From the container.
+    records @1 :UInt64;
+    # Written to the first log that is a file, since this monitor opened it. Gap
+    # records are not counted.
+    payloadBytes @2 :UInt64;
+    # In those records, without newlines.
+    lines @3 :UInt64;
+    # Ended by those records.
+  }
 }
 
 interface SeccompControl {
