@@ -220,6 +220,10 @@ pub const LOG_READ_RECORD_BYTES_MAX: usize = 1 << 20;
 /// Rotated files of one log that a reader looks at: kubelet keeps 5 of a container.
 pub const LOG_READ_FILES_MAX: usize = 64;
 
+/// How often a log's files are listed anew because they were renamed meanwhile:
+/// each rotation takes longer to fill its file than a listing takes.
+pub const LOG_LISTING_ATTEMPTS_MAX: u32 = 16;
+
 /// Bytes of one datagram of a netlink answer: the kernel fills at most 32 KiB.
 pub const NETLINK_ANSWER_BYTES_MAX: usize = 64 << 10;
 

@@ -7,6 +7,7 @@
 
 pub mod attach;
 pub mod bundle;
+pub mod compress;
 pub mod container;
 pub mod exit;
 pub mod find;
@@ -41,6 +42,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::keeper;
+use crate::monitor::log::compress::ROLE;
 pub use people::Globals;
 use version::{Detail, Format};
 
@@ -105,6 +107,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Some("init") => init::init(rest),
         Some("keeper") => keeper::main(rest),
         Some("monitor") => monitor::main(rest),
+        Some(ROLE) => compress::main(rest),
         Some("pinns") => pinns::main(rest),
         Some("conmonrs") => serve::main_as_conmonrs(argv.into_iter().skip(1).collect()),
         _ => commands(argv),

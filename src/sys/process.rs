@@ -36,6 +36,21 @@ pub fn now_ns() -> u64 {
         .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
+/// Gives this process the lowest priority: for the processor the greatest nice
+/// value, for the disk the idle class (ioprio_set(2)).
+///
+/// # Errors
+/// What the kernel says; the first that fails, after both were tried.
+pub fn be_idle() -> io::Result<()> {
+    const WHO_PROCESS: libc::c_int = 1;
+    const CLASS_IDLE: libc::c_int = 3 << 13;
+    let nice = rustix::process::setpriority_process(None, 19).map_err(io::Error::from);
+    // SAFETY: ioprio_set takes three ints and touches no memory.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) };
+    let io = if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    nice.and(io)
+}
+
 /// Looks for any child that has ended, and leaves it a zombie. `None` if there
 /// is none, or no child at all.
 ///

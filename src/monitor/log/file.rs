@@ -8,11 +8,16 @@
 //!   nothing more of that container until [`FileSink::retry`] has written them.
 //!   The pipe fills, and the container waits: nothing is lost.
 //! * Rotation happens between two records, when the next one would make the file
-//!   larger than its limit: the file is renamed to `<path>.1` (which replaces an
-//!   older one) and a new one is made. A record is never split across the two.
+//!   larger than its limit: the file is renamed to `<path>.1` (see
+//!   [`rotate`](super::rotate)) and a new one is made. A record is never split
+//!   across the two.
 //! * Reopening (after somebody else renamed the file) does nothing if `<path>` is
 //!   still the file that is open, so it can be repeated. A record that was written
 //!   in part into the old file is written wholly into the new one.
+//! * What is in which file is counted, and each file carries its part of the
+//!   account ([`account`](super::account)).
+//! * Nothing here waits but for the file system, so that it can be called from any
+//!   thread that may wait for that.
 //! * A FIFO can be a log too. It is opened without waiting; while nobody reads it,
 //!   that is a failed write like any other.
 
@@ -24,12 +29,17 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::account::{Both, FileAccount, each};
 use super::batch::{Batch, Channel, Gather, Written};
+use super::compress::Compressor;
 use super::gap::Gap;
+use super::options::{Compression, FileOptions, SyncPolicy};
+use super::rotate::{Lock, directory, shift};
 use super::split::{Record, Tag};
 use super::stamp::{Stamper, Timestamp};
-use super::{Amount, LogError, Progress, cri, json};
+use super::{Amount, LogError, Progress, account, cri, json};
 use crate::limits::{LOG_RETRY_MAX, LOG_RETRY_MIN};
+use crate::sys::process::now_ns;
 
 /// How records look in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +94,10 @@ struct Open {
     kind: FileType,
     /// Bytes in the file.
     size: u64,
+    /// What was in it when it was opened.
+    from: u64,
+    /// What the files before it hold.
+    before: Both,
 }
 
 /// One accepted record that is not in the file yet.
@@ -111,8 +125,14 @@ pub struct FileSink {
     path: PathBuf,
     format: Format,
     size_max: u64,
+    options: FileOptions,
     open: Option<Open>,
     created: bool,
+    /// Which sequence of files this is: see [`FileAccount::log`].
+    log: u64,
+    /// What is in the files, since this sink was opened.
+    written: Both,
+    compressor: Option<Compressor>,
     backlog: Backlog,
     retry_at: Option<Instant>,
     retry_after: Duration,
@@ -127,18 +147,22 @@ pub struct FileSink {
 
 impl FileSink {
     /// Opens, or makes, the log at `path`, whose directory must exist. `size_max`
-    /// is in bytes, 0 for no limit.
+    /// is in bytes, 0 for no limit; `options` say what becomes of old files.
     ///
     /// # Errors
     /// If the file cannot be opened or is something that a log cannot be.
-    pub fn open(path: &Path, format: Format, size_max: u64) -> Result<Self, LogError> {
+    pub fn open(path: &Path, format: Format, size_max: u64, options: FileOptions) -> Result<Self, LogError> {
         let failed = |errno: Errno| LogError::Open { path: path.to_owned(), source: errno.into() };
         let mut sink = Self {
             path: path.to_owned(),
             format,
             size_max,
+            options,
             open: None,
             created: false,
+            log: now_ns(),
+            written: Both::default(),
+            compressor: None,
             backlog: Backlog::default(),
             retry_at: None,
             retry_after: LOG_RETRY_MIN,
@@ -166,6 +190,7 @@ impl FileSink {
             Some(_) => return Err(LogError::NotAFile { path: path.to_owned() }),
         }
         sink.end_torn_line();
+        sink.begin_account();
         Ok(sink)
     }
 
@@ -195,6 +220,7 @@ impl FileSink {
                 if let Err(written) = self.write_gathered(batch, gather) {
                     return self.keep(batch, first, written, gather);
                 }
+                self.count(batch, first, at);
                 if rotate {
                     self.rotate();
                 }
@@ -204,8 +230,26 @@ impl FileSink {
             self.format.encode(batch, record, gather);
         }
         match self.write_gathered(batch, gather) {
-            Ok(()) => Progress::Kept,
+            Ok(()) => {
+                self.count(batch, first, batch.records.len());
+                Progress::Kept
+            }
             Err(written) => self.keep(batch, first, written, gather),
+        }
+    }
+
+    /// What is in the files of the log since this sink was opened, by channel. Gap
+    /// records are not counted.
+    #[must_use]
+    pub fn written(&self) -> Both {
+        self.written
+    }
+
+    /// The records of `batch` from `first` up to `end` are in the file.
+    fn count(&mut self, batch: &Batch<'_>, first: usize, end: usize) {
+        let sums = &mut self.written[batch.channel.index()];
+        for record in batch.records.get(first..end).unwrap_or_default() {
+            sums.add_record(record.payload_bytes(), record.tag);
         }
     }
 
@@ -214,7 +258,7 @@ impl FileSink {
         while !self.backlog.records.is_empty() {
             if self.open.is_none() {
                 match open_append(&self.path, OFlags::CREATE) {
-                    Ok(open) => self.open = Some(open),
+                    Ok(open) => self.replace(open),
                     Err(errno) => return self.failed(errno),
                 }
             }
@@ -284,9 +328,22 @@ impl FileSink {
         self.lost.map_or([0; 2], |lost| lost.map(|amount| amount.bytes))
     }
 
-    /// Leaves gap records for what was lost, if the file takes that much.
-    pub fn close(self) {
-        let (Some(lost), Some(open)) = (self.lost, &self.open) else { return };
+    /// The log ends here: with gap records for what was lost, if the file takes that
+    /// much, and its account.
+    pub fn close(mut self) {
+        if let Some(lost) = self.lost {
+            self.write_gaps(lost);
+        }
+        if let Some(open) = self.open.take() {
+            self.seal(&open, true);
+            if self.options.sync == SyncPolicy::Exit {
+                self.sync(&open);
+            }
+        }
+    }
+
+    fn write_gaps(&self, lost: [Amount; 2]) {
+        let Some(open) = &self.open else { return };
         let mut gaps = if self.torn { vec![b'\n'] } else { Vec::new() };
         for (channel, Amount { bytes, lines }) in Channel::ALL.into_iter().zip(lost) {
             if bytes > 0 || lines > 0 {
@@ -331,6 +388,7 @@ impl FileSink {
             let bytes = gather.bytes();
             if let Some(rest) = in_file.checked_sub(bytes) {
                 in_file = rest;
+                self.written[batch.channel.index()].add_record(record.payload_bytes(), record.tag);
                 continue;
             }
             if self.backlog.records.is_empty() {
@@ -385,43 +443,110 @@ impl FileSink {
                     self.backlog.skip += written;
                 }
                 Err(errno) => {
-                    self.backlog.forget_written();
+                    self.backlog.forget_written(&mut self.written);
                     return Err(errno);
                 }
             }
         }
-        self.backlog.forget_written();
+        self.backlog.forget_written(&mut self.written);
         Ok(())
     }
 
-    /// Renames the file to `<path>.1` and makes a new one. If that fails, the old
-    /// file grows beyond its limit: a log that is too large is better than none.
+    /// Makes the file the first backup and goes on in a new one. If that fails, the
+    /// old file grows beyond its limit: a log that is too large is better than none.
     fn rotate(&mut self) {
-        let current = self.open.as_ref().map(|open| open.identity);
-        // Somebody else may have renamed it already, then there is nothing to rename.
-        let renamed = if identity_at(&self.path) == current {
-            rustix::fs::rename(&self.path, rotated(&self.path))
-        } else {
-            Ok(())
-        };
-        match renamed.and_then(|()| open_append(&self.path, OFlags::CREATE)) {
+        match self.make_backup().and_then(|()| open_append(&self.path, OFlags::CREATE)) {
             Ok(open) => {
                 self.rotate_again_at = None;
                 self.replace(open);
+                self.compress();
             }
+            // The compressing process is about to rename a backup, which takes no time.
+            Err(Errno::WOULDBLOCK) => self.rotate_again_at = Some(Instant::now() + LOG_RETRY_MIN),
             Err(errno) => {
-                self.write_errors += 1;
-                self.last_error = Some(format!("rotation failed: {}", std::io::Error::from(errno)));
+                self.note_error("rotation failed", errno);
                 self.rotate_again_at = Some(Instant::now() + LOG_RETRY_MAX);
             }
         }
     }
 
+    fn make_backup(&self) -> Result<(), Errno> {
+        let _lock = match self.options.compression {
+            Compression::Gzip => Some(Lock::take(&self.path, false)?),
+            Compression::None => None,
+        };
+        // Somebody else may have renamed it already, then there is nothing to rename.
+        let current = self.open.as_ref().map(|open| open.identity);
+        if identity_at(&self.path) == current { shift(&self.path, self.options.backups) } else { Ok(()) }
+    }
+
+    /// Has old files compressed, unless that is being done.
+    fn compress(&mut self) {
+        if self.options.compression == Compression::None
+            || self.compressor.as_ref().is_some_and(Compressor::is_running)
+        {
+            return;
+        }
+        match Compressor::start(&self.path, self.options.backups) {
+            Ok(compressor) => self.compressor = Some(compressor),
+            // They stay as they are until the next rotation.
+            Err(error) => {
+                self.write_errors += 1;
+                self.last_error = Some(format!("compressing old files failed: {error}"));
+            }
+        }
+    }
+
+    fn note_error(&mut self, what: &str, errno: Errno) {
+        self.write_errors += 1;
+        self.last_error = Some(format!("{what}: {}", std::io::Error::from(errno)));
+    }
+
+    /// The log goes on in `open`.
     fn replace(&mut self, open: Open) {
-        self.open = Some(open);
+        let old = self.open.replace(open);
         // What is in the old file of a record that was cut there does not count here.
         self.backlog.skip = 0;
         self.end_torn_line();
+        self.begin_account();
+        if let Some(old) = old {
+            self.seal(&old, false);
+            if self.options.sync != SyncPolicy::None {
+                self.sync(&old);
+            }
+        }
+    }
+
+    /// Notes in the file, which was just opened, where our account begins.
+    fn begin_account(&mut self) {
+        let (log, before) = (self.log, self.written);
+        let Some(open) = self.open.as_mut().filter(|open| open.kind == FileType::RegularFile) else { return };
+        (open.from, open.before) = (open.size, before);
+        // Where there are no attributes, the counters have to do.
+        let account = FileAccount { log, from: open.size, before, here: None, is_last: false };
+        let _stored = account.store(&open.fd);
+    }
+
+    /// Notes in the file what of the log is in it, once that is all.
+    fn seal(&self, open: &Open, is_last: bool) {
+        if open.kind == FileType::RegularFile {
+            let here = Some(each(self.written, open.before, account::Sums::minus));
+            let (log, from, before) = (self.log, open.from, open.before);
+            let _stored = FileAccount { log, from, before, here, is_last }.store(&open.fd);
+        }
+    }
+
+    /// Brings the file, and the names in its directory, to the disk.
+    fn sync(&mut self, open: &Open) {
+        if open.kind != FileType::RegularFile {
+            return;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let names = rustix::fs::open(directory(&self.path), flags, Mode::empty());
+        let synced = rustix::fs::fsync(&open.fd).and_then(|()| rustix::fs::fsync(names?));
+        if let Err(errno) = synced {
+            self.note_error("synchronising the file failed", errno);
+        }
     }
 
     /// A monitor that died may have left half a record at the end of the file. It
@@ -442,14 +567,15 @@ impl FileSink {
 }
 
 impl Backlog {
-    /// Removes the records that `skip` covers.
-    fn forget_written(&mut self) {
+    /// Removes the records that `skip` covers; they are `written`.
+    fn forget_written(&mut self, written: &mut Both) {
         let mut bytes = 0;
         while let Some(first) = self.records.front() {
             if self.skip - bytes < first.bytes {
                 break;
             }
             bytes += first.bytes;
+            written[first.channel.index()].add_record(first.payload, first.tag);
             self.records.pop_front();
         }
         self.bytes.drain(..bytes);
@@ -465,14 +591,6 @@ impl Backlog {
     }
 }
 
-/// The name of the file before the last rotation.
-#[must_use]
-pub fn rotated(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".1");
-    PathBuf::from(name)
-}
-
 fn open_append(path: &Path, how: OFlags) -> Result<Open, Errno> {
     // Non-blocking for FIFOs only; a regular file does not know it.
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
@@ -480,7 +598,8 @@ fn open_append(path: &Path, how: OFlags) -> Result<Open, Errno> {
     let stat = rustix::fs::fstat(&fd)?;
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     let kind = FileType::from_raw_mode(stat.st_mode);
-    Ok(Open { fd, identity: (stat.st_dev, stat.st_ino), kind, size })
+    let identity = (stat.st_dev, stat.st_ino);
+    Ok(Open { fd, identity, kind, size, from: size, before: Both::default() })
 }
 
 fn identity_at(path: &Path) -> Option<Identity> {
@@ -488,131 +607,4 @@ fn identity_at(path: &Path) -> Option<Identity> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::options::FileOptions;
-    use super::super::{Buffers, LogConfig, LogKind, LogSet, reader};
-    use super::*;
-    use proptest::prelude::*;
-    use std::ops::ControlFlow;
-
-    const STAMP: &super::super::stamp::Stamp = b"2026-11-23T01:02:03.123456789Z";
-
-    fn set(path: &Path, kind: LogKind, size_max: u64) -> LogSet {
-        LogSet::open(&[LogConfig { kind, path: path.to_owned(), size_max, file: FileOptions::default() }])
-            .unwrap()
-    }
-
-    fn write(logs: &mut LogSet, bytes: &[u8]) {
-        let mut buffers = Buffers::default();
-        assert_eq!(logs.write(Channel::Stdout, bytes, STAMP, &mut buffers), Progress::Kept);
-    }
-
-    #[test]
-    fn half_a_record_that_a_crash_left_does_not_swallow_the_next_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("log");
-        std::fs::write(&path, "2026-11-23T01:02:03.1234").unwrap();
-        write(&mut set(&path, LogKind::Cri, 0), b"next\n");
-        let expected = "2026-11-23T01:02:03.1234\n2026-11-23T01:02:03.123456789Z stdout F next\n";
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
-    }
-
-    #[test]
-    fn limit_is_kept_to_the_byte_and_a_record_beyond_it_still_has_a_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("log");
-        let record = cri::OVERHEAD_BYTES as u64 + 4;
-        let mut logs = set(&path, LogKind::Cri, 2 * record);
-        write(&mut logs, b"1111\n2222\n3333\n");
-        assert_eq!(std::fs::metadata(rotated(&path)).unwrap().len(), 2 * record);
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), record);
-        let long = [vec![b'x'; 200], vec![b'\n']].concat();
-        write(&mut logs, &long);
-        assert_eq!(std::fs::metadata(rotated(&path)).unwrap().len(), record);
-        assert!(std::fs::metadata(&path).unwrap().len() > 2 * record);
-    }
-
-    #[test]
-    fn directory_that_vanishes_fails_the_rotation_and_not_the_log() {
-        let directory = tempfile::tempdir().unwrap();
-        let inner = directory.path().join("inner");
-        std::fs::create_dir(&inner).unwrap();
-        let mut logs = set(&inner.join("log"), LogKind::Cri, 100);
-        std::fs::remove_dir_all(&inner).unwrap();
-        (0..10).for_each(|_| write(&mut logs, b"goes to the unlinked file\n"));
-        assert_eq!(logs.write_errors(), 1, "the failed rotation, once");
-        std::fs::create_dir(&inner).unwrap();
-        logs.reopen(&mut Buffers::default()).unwrap();
-        write(&mut logs, b"is back\n");
-        assert!(std::fs::read_to_string(inner.join("log")).unwrap().ends_with("stdout F is back\n"));
-    }
-
-    #[test]
-    fn failed_open_of_a_second_log_removes_the_first_one_only_if_it_was_new() {
-        let directory = tempfile::tempdir().unwrap();
-        let old = directory.path().join("old");
-        std::fs::write(&old, "kept").unwrap();
-        let paths = [old.clone(), directory.path().join("new"), directory.path().join("no/such/directory")];
-        let configs = paths.map(|path| LogConfig {
-            kind: LogKind::Json,
-            path,
-            size_max: 0,
-            file: FileOptions::default(),
-        });
-        assert!(matches!(LogSet::open(&configs), Err(LogError::Open { .. })));
-        assert!(old.exists() && !configs[1].path.exists());
-        let directory_as_log = LogConfig {
-            kind: LogKind::Cri,
-            path: directory.path().to_owned(),
-            size_max: 0,
-            file: FileOptions::default(),
-        };
-        assert!(LogSet::open(&[directory_as_log]).is_err());
-    }
-
-    #[test]
-    fn json_log_rotates_between_records() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("log");
-        let mut logs = set(&path, LogKind::Json, 200);
-        write(&mut logs, b"\"quoted\"\n\x01\x02\x03\n\xff\n");
-        let mut files = std::fs::read_to_string(rotated(&path)).unwrap();
-        files += &std::fs::read_to_string(&path).unwrap();
-        let records: Vec<serde_json::Value> =
-            files.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(records.len(), 3);
-        assert_eq!(records[0]["log"], "\"quoted\"\n");
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn whatever_is_written_is_read_back(
-            reads in prop::collection::vec((any::<bool>(), prop::collection::vec(
-                prop_oneof![3 => any::<u8>(), 1 => Just(b'\n')], 0..3000)), 0..20),
-        ) {
-            let directory = tempfile::tempdir().unwrap();
-            let path = directory.path().join("log");
-            let mut logs = set(&path, LogKind::Cri, 0);
-            let mut buffers = Buffers::default();
-            let mut expected = [Vec::new(), Vec::new()];
-            for (stdout, bytes) in &reads {
-                let channel = if *stdout { Channel::Stdout } else { Channel::Stderr };
-                prop_assert_eq!(logs.write(channel, bytes, STAMP, &mut buffers), Progress::Kept);
-                expected[channel.index()].extend_from_slice(bytes);
-            }
-            for channel in Channel::ALL {
-                prop_assert_eq!(logs.finish(channel, STAMP, &mut buffers), Progress::Kept);
-            }
-            let mut got = [Vec::new(), Vec::new()];
-            let summary = reader::read(&path, &reader::Selection::default(), &mut |piece| {
-                let got = &mut got[piece.channel.index()];
-                got.extend_from_slice(piece.payload);
-                got.extend_from_slice(if piece.ends_line { b"\n" } else { b"" });
-                ControlFlow::Continue(())
-            }).unwrap();
-            prop_assert_eq!(summary.malformed, 0);
-            prop_assert_eq!(got, expected);
-        }
-    }
-}
+mod tests;

@@ -22,21 +22,28 @@
 //! containers; whoever needs every byte adds a file.
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod batch;
+pub mod compress;
 pub mod cri;
+pub mod decode;
 pub mod file;
 pub mod gap;
 pub mod journald;
 pub mod json;
 pub mod options;
+mod parts;
 pub mod reader;
+pub mod rotate;
 pub mod split;
 pub mod stamp;
+mod watch;
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use account::Both;
 use batch::{Batch, Channel, Gather};
 use file::{FileSink, Format};
 use options::FileOptions;
@@ -197,7 +204,7 @@ impl LogSet {
     pub fn open_as(configs: &[LogConfig], identity: &Identity) -> Result<Self, LogError> {
         let mut set = Self::none();
         for config in configs {
-            let file = |format| FileSink::open(&config.path, format, config.size_max);
+            let file = |format| FileSink::open(&config.path, format, config.size_max, config.file);
             let driver = match config.kind {
                 LogKind::Cri => file(Format::Cri).map(|sink| Driver::File(Box::new(sink))),
                 LogKind::Json => file(Format::Json).map(|sink| Driver::File(Box::new(sink))),
@@ -387,6 +394,16 @@ impl LogSet {
     pub fn dropped(&self, channel: Channel) -> u64 {
         let now: u64 = self.drivers.iter().map(|driver| driver.dropped()[channel.index()]).sum();
         self.dropped[channel.index()] + now
+    }
+
+    /// What is in the first log that is a file, since it was opened; `None` if no
+    /// log is, or the logs are closed.
+    #[must_use]
+    pub fn written(&self) -> Option<Both> {
+        self.drivers.iter().find_map(|driver| match driver {
+            Driver::File(sink) => Some(sink.written()),
+            Driver::Journald(_) => None,
+        })
     }
 
     /// What happened on `channel` so far.
