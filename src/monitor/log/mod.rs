@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod audit;
 pub mod batch;
 pub mod compress;
 pub mod cri;
@@ -170,6 +171,7 @@ pub struct LogSet {
     write_errors: u64,
     last_error: Option<String>,
     dropped: [u64; 2],
+    written: Option<Both>,
 }
 
 #[derive(Debug)]
@@ -382,6 +384,7 @@ impl LogSet {
         self.write_errors = self.write_errors();
         self.last_error = self.last_error().map(str::to_owned);
         self.dropped = Channel::ALL.map(|channel| self.dropped(channel));
+        self.written = self.written();
         for driver in std::mem::take(&mut self.drivers) {
             if let Driver::File(sink) = driver {
                 sink.close();
@@ -397,13 +400,14 @@ impl LogSet {
     }
 
     /// What is in the first log that is a file, since it was opened; `None` if no
-    /// log is, or the logs are closed.
+    /// log is.
     #[must_use]
     pub fn written(&self) -> Option<Both> {
-        self.drivers.iter().find_map(|driver| match driver {
+        let now = self.drivers.iter().find_map(|driver| match driver {
             Driver::File(sink) => Some(sink.written()),
             Driver::Journald(_) => None,
-        })
+        });
+        now.or(self.written)
     }
 
     /// What happened on `channel` so far.
