@@ -12,8 +12,9 @@ use podinit::hook::Pattern;
 use podinit::hook::file::parse as parse_hook;
 use podinit::limits::LOG_RECORD_BYTES_MAX;
 use podinit::monitor::log::batch::{Batch, Channel, Gather};
+use podinit::monitor::log::decode::decode;
 use podinit::monitor::log::json;
-use podinit::monitor::log::reader::{Parser, Selection, Summary, parse};
+use podinit::monitor::log::reader::{Parser, Selection, Summary};
 use podinit::monitor::log::split::{Place, Record, Splitter, Tag};
 use podinit::monitor::log::stamp::Timestamp;
 use podinit::seccomp::builtin::connect::Address;
@@ -79,8 +80,9 @@ pub(crate) fn split(data: &[u8]) {
     assert_eq!(back, stream);
 }
 
-/// Any bytes are read as a log or refused, in whatever portions they come.
-pub(crate) fn cri_reader(data: &[u8]) {
+/// Any bytes are read as a log in either format or refused, in whatever portions
+/// they come.
+pub(crate) fn log_reader(data: &[u8]) {
     let (portion, log) = portions(data);
     let read = |portion: usize| -> (Vec<(Timestamp, Vec<u8>, bool)>, u64) {
         let mut parser = Parser::new(Selection::default());
@@ -98,7 +100,7 @@ pub(crate) fn cri_reader(data: &[u8]) {
     let (pieces, malformed) = read(portion);
     assert_eq!(read(log.len().max(1)), (pieces.clone(), malformed));
     let records = log.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
-    let good = records.filter(|record| parse(record).is_some()).count();
+    let good = records.filter(|record| decode(record).is_some()).count();
     assert_eq!(pieces.len(), good);
 }
 
@@ -126,6 +128,9 @@ pub(crate) fn json(data: &[u8]) {
         Ok(text) => assert_eq!(value["log"].as_str(), Some(text)),
         Err(_) => assert_eq!(base64(value["raw"].as_str().unwrap()), expected),
     }
+    let decoded = decode(line.strip_suffix(b"\n").unwrap()).unwrap();
+    // Only a newline tells a line from a piece of one, so a piece is one that has none at its end.
+    assert_eq!((&*decoded.payload, decoded.tag, decoded.gap), (&payload[..], tag, None));
 }
 
 fn base64(text: &str) -> Vec<u8> {

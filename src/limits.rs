@@ -138,6 +138,14 @@ pub const ATTACH_CLIENTS_MAX: usize = 64;
 /// Bytes that wait for one attached client before its container is held back.
 pub const ATTACH_QUEUE_BYTES_MAX: usize = 1 << 20;
 
+/// Bytes of earlier output that an attached client may ask for: what may wait for
+/// it anyway.
+pub const ATTACH_REPLAY_BYTES_MAX: usize = ATTACH_QUEUE_BYTES_MAX;
+
+/// How long a client waits for earlier output: until its log can be written, and
+/// read.
+pub const ATTACH_REPLAY_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long a container is held back for an attached client that takes nothing.
 pub const ATTACH_STALL_MAX: Duration = Duration::from_millis(250);
 

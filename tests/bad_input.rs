@@ -57,6 +57,7 @@ fn unknown_container_is_not_found() {
             socket_path: pod.place.path("tmp/attach"),
             exec_session_id: String::new(),
             stdin_eof: StdinEof::Keep,
+            replay_bytes: 0,
         };
         assert_refused("attach", client.attach(&attach).await, Code::NotFound);
     });

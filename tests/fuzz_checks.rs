@@ -14,6 +14,8 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
         2 => Just(b"2026-11-23T01:02:03.123456789Z stdout F text\n".to_vec()),
         2 => Just(b"1999-02-29T23:59:60+23:59 stderr P \xff\n".to_vec()),
         1 => Just(b" F \n\nstdout".to_vec()),
+        1 => Just(br#"{"log":"\u0000x\n","stream":"stderr","time":"2026-11-23T01:02:03Z"}"#.to_vec()),
+        1 => Just(b"{\"log\":\"\",\"raw\":\"/w==\",\"stream\":\"stdout\",\"time\":\"2026-11-23T01:02:03Z\"}\n".to_vec()),
         1 => (any::<u8>(), 0..40_000_usize).prop_map(|(byte, count)| vec![byte; count]),
     ];
     prop::collection::vec(word, 0..8).prop_map(|words| words.concat())
@@ -122,8 +124,8 @@ proptest! {
     }
 
     #[test]
-    fn cri_reader(data in input()) {
-        checks::cri_reader(&data);
+    fn log_reader(data in input()) {
+        checks::log_reader(&data);
     }
 
     #[test]

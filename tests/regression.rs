@@ -358,6 +358,7 @@ fn attach_socket_that_a_client_removed_is_made_again() {
         socket_path: path.clone(),
         exec_session_id: String::new(),
         stdin_eof: StdinEof::Keep,
+        replay_bytes: 0,
     };
     for _ in 0..20 {
         pod.call(async |client| client.attach(&request).await).expect("attach");

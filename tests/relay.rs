@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use podinit::limits::LOG_RECORD_BYTES_MAX;
 use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
-use podinit::monitor::relay::{Attach, Drained, Open, Output, Relay, StreamId, StreamStats};
+use podinit::monitor::relay::{Attach, Drained, Open, Output, Relay, StdinEnd, StreamId, StreamStats};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketType};
 
 /// Long enough for a loaded machine; no test waits that long when all is well.
@@ -114,7 +114,11 @@ impl Fixture {
 
     fn make_socket(&self, path: &Path, stop_after_stdin_eof: bool) {
         let (reply, made) = channel();
-        let attach = Attach { path: path.to_owned(), stop_after_stdin_eof };
+        let attach = Attach {
+            path: path.to_owned(),
+            stdin_end: StdinEnd::of_request(stop_after_stdin_eof),
+            replay: 0,
+        };
         self.relay.attach(self.id, attach, Box::new(move |answer| reply.send(answer).unwrap()));
         made.recv_timeout(DEADLINE).unwrap().unwrap();
     }
@@ -549,7 +553,7 @@ fn client_that_leaves_does_not_end_stdin_for_the_next_one() {
     first.send(b"one ");
     drop(first);
     fixture.wait_for_stats("gone", |stats| stats.clients == 0);
-    let second = fixture.attach(false);
+    let second = fixture.attach(true);
     second.send(b"two");
     second.half_close();
     let mut got = String::new();
@@ -615,7 +619,7 @@ fn attach_socket_is_private_made_again_and_never_replaces_a_file() {
     let file = long.join("file");
     std::fs::write(&file, "precious").unwrap();
     let (reply, made) = channel();
-    let attach = Attach { path: file.clone(), stop_after_stdin_eof: false };
+    let attach = Attach { path: file.clone(), stdin_end: StdinEnd::Keep, replay: 0 };
     fixture.relay.attach(fixture.id, attach, Box::new(move |answer| reply.send(answer).unwrap()));
     assert!(made.recv_timeout(DEADLINE).unwrap().is_err());
     fixture.exit();
@@ -657,14 +661,15 @@ fn relay_that_stops_writes_what_it_has_read_and_what_is_in_the_pipes() {
 
 #[test]
 fn follower_sees_everything_across_rotation_and_reopen_and_stops_at_the_end() {
-    use podinit::monitor::log::reader::{Selection, follow};
+    use podinit::monitor::log::reader::{Next, Selection, follow};
     use std::ops::ControlFlow;
     let mut fixture = Fixture::with(100 << 10, None);
     let exited = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
     let (path, stop) = (fixture.log_path(), rustix::io::dup(&exited).unwrap());
     let (pieces, seen) = channel();
     let follower = std::thread::spawn(move || {
-        follow(&path, &Selection::default(), &stop, &mut |piece| {
+        follow(&path, &Selection::default(), &stop, &mut |next| {
+            let Next::Piece(piece) = next else { return ControlFlow::Continue(()) };
             let mut bytes = piece.payload.to_vec();
             bytes.extend_from_slice(if piece.ends_line { b"\n" } else { b"" });
             pieces.send(bytes).unwrap();
@@ -685,8 +690,11 @@ fn follower_sees_everything_across_rotation_and_reopen_and_stops_at_the_end() {
             // Not in the middle of a rotation of ours.
             let written = (round as u64 * (40 << 10)) + part.len() as u64;
             fixture.wait_for_stats("written", |stats| stats.stdout.bytes == written);
-            std::fs::rename(fixture.log_path(), fixture.directory.path().join(format!("ctr.log.{round}")))
-                .unwrap();
+            std::fs::rename(
+                fixture.log_path(),
+                fixture.directory.path().join(format!("ctr.log.20261123-{round:06}")),
+            )
+            .unwrap();
             fixture.reopen();
         }
     }

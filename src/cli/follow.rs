@@ -16,7 +16,7 @@ use super::exit::Failure;
 use super::output::failed;
 use crate::limits;
 use crate::monitor::log::batch::Channel;
-use crate::monitor::log::reader::{self, Piece, Selection};
+use crate::monitor::log::reader::{self, Next, Piece, Selection};
 use crate::monitor::log::stamp::Stamper;
 
 /// Whether each line begins with the time at which it was read.
@@ -51,14 +51,18 @@ impl Follow {
     /// # Errors
     /// If the log cannot be read or our output cannot be written.
     pub fn print(self) -> Result<(), Failure> {
-        let mut printer = LinePrinter::new(self.times, Flush::AtEnd);
+        let mut printer = LinePrinter::new(self.times);
         let read = reader::read(&self.path, &self.selection, &mut |piece| printer.take(&piece));
         printer.end(read.map(drop))
     }
 
     fn follow(self, finish: &OwnedFd) -> Result<(), Failure> {
-        let mut printer = LinePrinter::new(self.times, Flush::AtOnce);
-        let read = reader::follow(&self.path, &self.selection, finish, &mut |piece| printer.take(&piece));
+        let mut printer = LinePrinter::new(self.times);
+        let read = reader::follow(&self.path, &self.selection, finish, &mut |next| match next {
+            Next::Piece(piece) => printer.take(&piece),
+            // Somebody watches.
+            Next::CaughtUp => printer.flush(),
+        });
         printer.end(read.map(drop))
     }
 }
@@ -95,15 +99,6 @@ impl Printer {
     }
 }
 
-/// When what is printed leaves our buffers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flush {
-    /// Piece by piece: somebody watches.
-    AtOnce,
-    /// When they are full, and at the end.
-    AtEnd,
-}
-
 /// Our two streams. What is written to one is there before what was read later
 /// is written to the other.
 struct LinePrinter {
@@ -111,24 +106,33 @@ struct LinePrinter {
     stderr: BufWriter<io::Stderr>,
     times: Times,
     stamper: Stamper,
-    flush: Flush,
     failure: Option<Failure>,
 }
 
 impl LinePrinter {
-    fn new(times: Times, flush: Flush) -> Self {
+    fn new(times: Times) -> Self {
         Self {
             stdout: BufWriter::with_capacity(limits::PRINT_BUFFER_BYTES, io::stdout()),
             stderr: BufWriter::with_capacity(limits::PRINT_BUFFER_BYTES, io::stderr()),
             times,
             stamper: Stamper::default(),
-            flush,
             failure: None,
         }
     }
 
     fn take(&mut self, piece: &Piece<'_>) -> ControlFlow<()> {
-        match self.print(piece) {
+        let printed = self.print(piece);
+        self.note(printed)
+    }
+
+    fn flush(&mut self) -> ControlFlow<()> {
+        let stdout = self.stdout.flush().map_err(|error| failed("output", &error));
+        let flushed = stdout.and_then(|()| self.stderr.flush().map_err(|error| failed("error", &error)));
+        self.note(flushed)
+    }
+
+    fn note(&mut self, done: Result<(), Failure>) -> ControlFlow<()> {
+        match done {
             Ok(()) => ControlFlow::Continue(()),
             Err(failure) => {
                 self.failure = Some(failure);
@@ -146,7 +150,6 @@ impl LinePrinter {
             Times::Show if piece.starts_line => Some(self.stamper.render(piece.time)),
             _ => None,
         };
-        let at_once = self.flush == Flush::AtOnce;
         let mut write = || -> io::Result<()> {
             other.flush()?;
             if let Some(stamp) = &stamp {
@@ -157,7 +160,7 @@ impl LinePrinter {
             if piece.ends_line {
                 writer.write_all(b"\n")?;
             }
-            if at_once { writer.flush() } else { Ok(()) }
+            Ok(())
         };
         write().map_err(|error| failed(name, &error))
     }

@@ -164,6 +164,7 @@ fn attach(pod: &Pod, created: &Created) -> Result<Attached, Failure> {
         socket_path: socket_path.clone(),
         exec_session_id: String::new(),
         stdin_eof: StdinEof::Forward,
+        replay_bytes: 0,
     };
     pod.client.call(async |client| client.attach(&request).await)?;
     Attached::connect(&socket_path)

@@ -19,7 +19,7 @@ use crate::monitor::id::ContainerId;
 use crate::monitor::life::{self, Effect, Input, Phase};
 use crate::monitor::oom::OomTrack;
 use crate::monitor::reaper::Child;
-use crate::monitor::relay::{Drained, Relay, StreamId};
+use crate::monitor::relay::{Drained, Relay, StreamId, StreamStats};
 use crate::monitor::saved::Saved;
 use crate::sys::process::now_ns;
 
@@ -37,6 +37,8 @@ pub struct Container {
     pub(super) ended: RefCell<Option<(ExitCause, u64)>>,
     pub(super) oom: Option<OomTrack>,
     pub(super) exit: watch::Sender<Option<Rc<ExitRecord>>>,
+    /// The counters of its streams, once these have ended.
+    pub(super) final_stats: RefCell<Option<StreamStats>>,
     /// A `start` of ours is under way; its end is told before the exit.
     pub(super) starting: watch::Sender<bool>,
     /// What hooks need to know of it.
@@ -64,6 +66,7 @@ impl Container {
             ended: RefCell::new(saved.ended.clone()),
             oom: saved.oom.clone().map(|(file, base)| OomTrack::new(OomCounter::resume(file, base))),
             exit: watch::channel(None).0,
+            final_stats: RefCell::new(saved.streams.clone()),
             starting: watch::channel(false).0,
             hooks: OfContainer::default(),
             phase: Cell::new(Phase::Created),
@@ -179,7 +182,8 @@ impl Monitor {
             Some(streams) => drain(&self.relay, streams.relay, DRAIN_GRACE).await,
             None => None,
         };
-        let log_complete = drained.is_some_and(|drained| drained.complete);
+        let log_complete = drained.as_ref().is_some_and(|drained| drained.complete);
+        container.final_stats.replace(drained.map(|drained| drained.stats));
         let record = ExitRecord { cause, oom_killed: kills > 0, at_ns, log_complete };
         for (path, error) in container.saved.files.write(&record) {
             ::log::error!("container {}: cannot write exit file {}: {error}", container.id, path.display());

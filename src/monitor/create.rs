@@ -187,6 +187,7 @@ impl Monitor {
             oom: oom.map(|counter| counter.parts()),
             ended: None,
             exit: None,
+            streams: None,
         };
         let streams = Streams { relay, terminal: ends.terminal };
         let container = Rc::new(Container::new(request.id, saved, child, Some(streams)));

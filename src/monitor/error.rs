@@ -268,6 +268,7 @@ impl Error {
             Self::Io { source, .. } => io_code(source),
             Self::Relay(error) => match error {
                 RelayError::Unknown => Code::NotFound,
+                RelayError::NothingToReplay => Code::WrongState,
                 RelayError::Socket { source, .. } => io_code(source),
                 RelayError::SocketTaken { .. } => Code::AlreadyExists,
                 RelayError::Start(_) | RelayError::Stream(_) | RelayError::TooManySockets { .. } => {

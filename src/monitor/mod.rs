@@ -243,14 +243,22 @@ impl Monitor {
         Ok(answer?)
     }
 
-    /// The counters of a container's streams.
+    /// The counters of a container's streams, and whether they are the last ones.
     ///
     /// # Errors
-    /// If the container is gone.
-    pub async fn stream_stats(&self, id: &ContainerId) -> Result<StreamStats, Error> {
-        let stream = self.living(id)?.stream()?;
-        let answer = ask(|reply| self.relay.stats(stream, reply)).await?;
-        answer.ok_or_else(|| Error::HasExited(id.to_string()))
+    /// If there is no such container, or its counters were lost.
+    pub async fn stream_stats(&self, id: &ContainerId) -> Result<(StreamStats, bool), Error> {
+        let container = self.find(id)?;
+        if let (Some(streams), None) = (&container.streams, container.exit()) {
+            let answer = ask(|reply| self.relay.stats(streams.relay, reply)).await?;
+            if let Some(stats) = answer {
+                return Ok((stats, false));
+            }
+            // They have just ended.
+            container.recorded().await;
+        }
+        let last = container.final_stats.borrow().clone();
+        last.map(|stats| (stats, true)).ok_or_else(|| Error::HasExited(id.to_string()))
     }
 
     /// How many execs are running.

@@ -26,8 +26,7 @@ use crate::monitor::leaf::Home;
 use crate::monitor::life::Phase;
 use crate::monitor::log::LogConfig;
 use crate::monitor::reaper::Child;
-use crate::monitor::relay::StdinGuard;
-use crate::monitor::relay::{Open, Output};
+use crate::monitor::relay::{Open, Output, StdinGuard, StreamStats};
 use crate::monitor::runtime::{CallOptions, pipe};
 use crate::monitor::{Monitor, Slot};
 
@@ -76,6 +75,9 @@ pub struct Saved {
     pub ended: Option<(ExitCause, u64)>,
     /// Its exit, once recorded.
     pub exit: Option<ExitRecord>,
+    /// The counters of its streams at their end.
+    #[serde(default)]
+    pub streams: Option<StreamStats>,
 }
 
 /// What the keeper held for us.
@@ -160,6 +162,7 @@ impl Monitor {
             started_at_ns: container.started_at_ns(),
             ended: container.ended.borrow().clone(),
             exit: container.exit().map(|exit| (*exit).clone()),
+            streams: container.final_stats.borrow().clone(),
             ..container.saved.clone()
         };
         let written =

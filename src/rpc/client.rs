@@ -234,15 +234,27 @@ impl PodClient {
         Ok(convert::read_pod_stats(answer.get()?.get_stats()?)?)
     }
 
-    /// `containerStats`.
+    /// `containerStats`. Of a container that has exited: as they were at its end.
     ///
     /// # Errors
-    /// As [`Self::list_containers`]; [`Code::NotFound`] once it has exited.
+    /// As [`Self::list_containers`]; [`Code::NotFound`].
     pub async fn container_stats(&self, id: &str) -> Result<ContainerStats, Error> {
         let mut request = self.pod.container_stats_request();
         request.get().set_id(id);
         let answer = request.send().promise.await?;
         Ok(convert::read_container_stats(answer.get()?.get_stats()?)?)
+    }
+
+    /// The other part of `containerStats`: what the container's log can be audited
+    /// against.
+    ///
+    /// # Errors
+    /// As [`Self::container_stats`].
+    pub async fn log_account(&self, id: &str) -> Result<LogAccount, Error> {
+        let mut request = self.pod.container_stats_request();
+        request.get().set_id(id);
+        let answer = request.send().promise.await?;
+        Ok(convert::read_log_account(answer.get()?.get_account()?)?)
     }
 
     /// `exec`.
@@ -280,9 +292,11 @@ impl PodClient {
     /// # Errors
     /// [`Code::AlreadyExists`], [`Code::RuntimeFailed`], [`Code::Timeout`].
     pub async fn create_container(&self, create: &CreateContainer) -> Result<u32, Error> {
-        if create.first_process == FirstProcess::Init {
+        if create.first_process == FirstProcess::Init || !create.log_options.is_empty() {
             let mut request = self.pod.create_container_request();
-            request.get().set_init(true);
+            request.get().set_init(create.first_process == FirstProcess::Init);
+            let size = convert::count("the list of log options", create.log_options.len())?;
+            convert::fill_key_values(request.get().init_log_options(size), &create.log_options);
             convert::fill_create_container(request.get().init_request(), create)?;
             return Ok(request.send().promise.await?.get()?.get_container_pid());
         }
@@ -317,11 +331,23 @@ impl PodClient {
         })
     }
 
-    /// `attachContainer`: makes the attach socket, to which the caller then connects.
+    /// `attach`: makes the attach socket, to which the caller then connects. Without a
+    /// replay it is `attachContainer`, which every server has.
     ///
     /// # Errors
     /// [`Code::NotFound`], [`Code::WrongState`].
     pub async fn attach(&self, attach: &Attach) -> Result<(), Error> {
+        if attach.replay_bytes > 0 {
+            let mut call = self.pod.attach_request();
+            let mut request = call.get().init_request();
+            request.set_id(&attach.id);
+            request.set_socket_path(convert::path_text(&attach.socket_path));
+            request.set_exec_session(&attach.exec_session_id);
+            request.set_stop_after_stdin_eof(attach.stdin_eof == StdinEof::Forward);
+            request.set_replay_bytes(attach.replay_bytes);
+            call.send().promise.await?;
+            return Ok(());
+        }
         let mut call = self.conmon().attach_container_request();
         let mut request = call.get().init_request();
         request.set_id(&attach.id);

@@ -11,7 +11,7 @@ use crate::monitor::exec::{ExecEnd, ExecRequest};
 use crate::monitor::exit::ExitFiles;
 use crate::monitor::log::options::FileOptions;
 use crate::monitor::log::{LogConfig, LogKind};
-use crate::monitor::relay::Attach;
+use crate::monitor::relay::{Attach, StdinEnd};
 use crate::monitor::runtime::CallOptions;
 use crate::rpc::convert::{
     bounded, cgroup_manager, container_id, malformed, pairs, path, paths, refuse, text, texts,
@@ -121,7 +121,8 @@ impl Server for PodServer {
             let parsed = container_id(request.get_id()?).and_then(|id| {
                 let socket =
                     path(request.get_socket_path().map_err(|e| malformed("the request", &e))?, "socketPath")?;
-                Ok((id, Attach { path: socket, stop_after_stdin_eof: request.get_stop_after_stdin_eof() }))
+                let stdin_end = StdinEnd::of_request(request.get_stop_after_stdin_eof());
+                Ok((id, Attach { path: socket, stdin_end, replay: 0 }))
             });
             let (id, attach) = parsed.map_err(|error| refuse(&error))?;
             self.monitor.attach(&id, attach).await.map_err(|error| refuse(&error))?;

@@ -3,14 +3,17 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::limits::ATTACH_REPLAY_BYTES_MAX;
 use crate::monitor::container::Container;
+use crate::monitor::error::Error;
 use crate::monitor::event::{Event, EventLog, Happening, InitEnd};
 use crate::monitor::exec::{ExecEnd, ExecRequest};
 use crate::monitor::exit::{ExitCause, ExitRecord, OomVictim};
 use crate::monitor::id::{ContainerId, PodId};
 use crate::monitor::life::Phase;
+use crate::monitor::relay::{Attach, StdinEnd};
 use crate::rpc::conmon::create_request;
-use crate::rpc::convert::{container_id, refuse, text, texts};
+use crate::rpc::convert::{bounded, container_id, malformed, path, refuse, text, texts};
 use crate::rpc::hooks;
 use crate::rpc::sandbox;
 use crate::rpc::schema::podinit_capnp as wire;
@@ -185,6 +188,7 @@ impl wire::pod::Server for PodServer {
         let mut request =
             create_request(params.get_request()?, &self.monitor).map_err(|error| refuse(&error))?;
         request.init = params.get_init();
+        request.log_options = log_options(params.get_log_options()?).map_err(|error| refuse(&error))?;
         let monitor = Rc::clone(&self.monitor);
         let pid = detached(async move { monitor.create(request).await }).await?;
         results.get().set_container_pid(pid);
@@ -278,9 +282,19 @@ impl wire::pod::Server for PodServer {
         mut results: wire::pod::ContainerStatsResults,
     ) -> Result<(), capnp::Error> {
         let id = container_id(params.get()?.get_id()?).map_err(|error| refuse(&error))?;
-        let counted = self.monitor.stream_stats(&id).await.map_err(|error| refuse(&error))?;
+        let (counted, is_final) = self.monitor.stream_stats(&id).await.map_err(|error| refuse(&error))?;
         stats::set_container(results.get().init_stats(), &counted);
+        stats::set_account(results.get().init_account(), &counted, is_final);
         Ok(())
+    }
+
+    async fn attach(
+        self: Rc<Self>,
+        params: wire::pod::AttachParams,
+        _: wire::pod::AttachResults,
+    ) -> Result<(), capnp::Error> {
+        let (id, attach) = attach_request(params.get()?.get_request()?).map_err(|error| refuse(&error))?;
+        self.monitor.attach(&id, attach).await.map_err(|error| refuse(&error))
     }
 }
 
@@ -392,6 +406,40 @@ fn set_cause(mut wire: wire::exit_status::Builder<'_>, cause: &ExitCause) {
         ExitCause::Signal(signal) => wire.set_signal(*signal),
         ExitCause::Unknown(reason) => wire.set_unknown(reason),
     }
+}
+
+fn log_options(
+    list: capnp::struct_list::Reader<'_, wire::key_value::Owned>,
+) -> Result<Vec<(String, String)>, Error> {
+    bounded(list.len(), "logOptions")?;
+    let bad = |error: capnp::Error| malformed("logOptions", &error);
+    let option = |pair: wire::key_value::Reader<'_>| {
+        let name = text(pair.get_key().map_err(bad)?, "the name of a log option")?;
+        Ok((name, text(pair.get_value().map_err(bad)?, "the value of a log option")?))
+    };
+    list.iter().map(option).collect()
+}
+
+fn attach_request(request: wire::attach_request::Reader<'_>) -> Result<(ContainerId, Attach), Error> {
+    let bad = |error: capnp::Error| malformed("the request", &error);
+    let id = container_id(request.get_id().map_err(bad)?)?;
+    if !request.get_exec_session().map_err(bad)?.is_empty() {
+        return Err(Error::Invalid(
+            "nothing but a container can be attached to: leave execSession empty".into(),
+        ));
+    }
+    let replay = usize::try_from(request.get_replay_bytes()).unwrap_or(usize::MAX);
+    if replay > ATTACH_REPLAY_BYTES_MAX {
+        return Err(Error::Invalid(format!(
+            "replayBytes is {replay}; at most {ATTACH_REPLAY_BYTES_MAX} bytes are replayed"
+        )));
+    }
+    let attach = Attach {
+        path: path(request.get_socket_path().map_err(bad)?, "socketPath")?,
+        stdin_end: StdinEnd::of_request(request.get_stop_after_stdin_eof()),
+        replay,
+    };
+    Ok((id, attach))
 }
 
 fn exec_request(request: wire::exec_request::Reader<'_>) -> Result<ExecRequest, capnp::Error> {

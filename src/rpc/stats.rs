@@ -1,6 +1,7 @@
 //! Numbers about a pod, on the wire.
 
 use crate::monitor::Monitor;
+use crate::monitor::log::account::Sums;
 use crate::monitor::relay::{ChannelStats, StreamStats};
 use crate::ns::network::{Interface, Network};
 use crate::rpc::schema::podinit_capnp as wire;
@@ -36,6 +37,21 @@ pub(super) fn set_container(mut wire: wire::container_stats::Builder<'_>, stats:
     wire.set_clients_cut_off(stats.clients_cut_off);
     set_channel(wire.reborrow().init_stdout(), &stats.stdout);
     set_channel(wire.init_stderr(), &stats.stderr);
+}
+
+/// What a log can be audited against.
+pub(super) fn set_account(mut wire: wire::log_account::Builder<'_>, stats: &StreamStats, is_final: bool) {
+    wire.set_is_final(is_final);
+    let [stdout, stderr] = stats.written;
+    set_stream(wire.reborrow().init_stdout(), stats.stdout.bytes, stdout);
+    set_stream(wire.init_stderr(), stats.stderr.bytes, stderr);
+}
+
+fn set_stream(mut wire: wire::log_account::stream::Builder<'_>, read: u64, written: Sums) {
+    wire.set_read_bytes(read);
+    wire.set_records(written.records);
+    wire.set_payload_bytes(written.bytes);
+    wire.set_lines(written.lines);
 }
 
 fn set_channel(mut wire: wire::container_stats::channel_stats::Builder<'_>, stats: &ChannelStats) {

@@ -21,8 +21,8 @@ use super::wire::Inbox;
 use crate::monitor::Monitor;
 use crate::monitor::error::Error;
 use crate::monitor::id::ContainerId;
-use crate::monitor::relay::Attach;
 use crate::monitor::relay::attach::PACKET_PAYLOAD_MAX;
+use crate::monitor::relay::{Attach, StdinEnd};
 use crate::sys;
 
 /// What to attach to.
@@ -58,7 +58,7 @@ pub(super) async fn run(monitor: Rc<Monitor>, client: Client, inbox: Inbox, targ
 }
 
 async fn connect(monitor: &Rc<Monitor>, target: &Target) -> Result<Plug, Error> {
-    let attach = Attach { path: target.socket.clone(), stop_after_stdin_eof: false };
+    let attach = Attach { path: target.socket.clone(), stdin_end: StdinEnd::HalfClose, replay: 0 };
     monitor.attach(&target.id, attach).await?;
     let fail = |error| Error::io(format!("attach to container {}", target.id), error);
     let socket = sys::socket::connect(&target.socket, SocketType::SEQPACKET).map_err(fail)?;

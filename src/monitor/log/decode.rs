@@ -103,7 +103,7 @@ fn word(text: &[u8]) -> Option<(&[u8], &[u8])> {
 /// RFC 4648, section 4, with padding.
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
     let unpadded = text.strip_suffix(b"==").or_else(|| text.strip_suffix(b"=")).unwrap_or(text);
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3);

@@ -51,6 +51,7 @@ use options::FileOptions;
 use serde::{Deserialize, Serialize};
 
 use journald::{Identity, JournaldSink};
+use reader::LogEnd;
 use split::{Record, Splitter, Tag};
 use stamp::Stamp;
 
@@ -172,6 +173,17 @@ pub struct LogSet {
     last_error: Option<String>,
     dropped: [u64; 2],
     written: Option<Both>,
+}
+
+/// The end of a log, as of some moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tail {
+    /// The log's path.
+    pub path: PathBuf,
+    /// The end of what was written.
+    pub end: LogEnd,
+    /// What follows it, by [`Channel::index`].
+    pub held: [Vec<u8>; 2],
 }
 
 #[derive(Debug)]
@@ -408,6 +420,27 @@ impl LogSet {
             Driver::Journald(_) => None,
         });
         now.or(self.written)
+    }
+
+    /// A log is a regular file.
+    #[must_use]
+    pub fn has_file(&self) -> bool {
+        self.drivers.iter().any(|driver| matches!(driver, Driver::File(sink) if sink.end().is_some()))
+    }
+
+    /// Where the first log that is a file ends, at a moment at which everything that
+    /// was brought here is in it or held as the start of a line; `None` at others.
+    #[must_use]
+    pub fn tail(&self) -> Option<Tail> {
+        if self.blocked || self.rest.is_some() {
+            return None;
+        }
+        let (path, end) = self.drivers.iter().find_map(|driver| match driver {
+            Driver::File(sink) => sink.end(),
+            Driver::Journald(_) => None,
+        })?;
+        let held = Channel::ALL.map(|channel| self.splitters[channel.index()].held().to_vec());
+        Some(Tail { path, end, held })
     }
 
     /// What happened on `channel` so far.

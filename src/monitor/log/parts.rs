@@ -173,6 +173,21 @@ impl Part {
         self.file.metadata().map(|metadata| metadata.len()).map_err(|error| self.failed(error))
     }
 
+    /// Whether it was written before `other`: their accounts say it for certain. The
+    /// times of the first records may be the same, when both were written of what was
+    /// read at once.
+    pub(super) fn is_before(&mut self, other: &mut Self) -> bool {
+        let place = |part: &Self| {
+            let account = part.account()?;
+            let [stdout, stderr] = account.before;
+            Some((account.log, stdout.plus(stderr).records))
+        };
+        match (place(self), place(other)) {
+            (Some(one), Some(two)) => one < two,
+            _ => self.first_time() < other.first_time(),
+        }
+    }
+
     fn failed(&self, source: io::Error) -> ReadError {
         ReadError::Read { path: self.path.clone(), source }
     }
@@ -380,7 +395,8 @@ fn gives_record(
     decode(line).map_or(ControlFlow::Continue(()), |record| each(&record))
 }
 
-/// The files of the log at `path`, oldest first; the last one is the log itself.
+/// The files of the log at `path`, oldest first, at least one; the last one is the
+/// log itself, unless somebody has renamed it and no new one was made.
 ///
 /// Files may be renamed, removed and compressed while we look: what is given was
 /// there, under these names, at one moment.
@@ -389,20 +405,27 @@ pub(super) fn list(path: &Path) -> Result<Vec<Part>, ReadError> {
     loop {
         attempts += 1;
         let names = rotated_names(path);
-        let current = Part::open(path)?;
+        let current = match Part::open(path) {
+            Err(ReadError::Open { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && !names.is_empty() =>
+            {
+                None
+            }
+            opened => Some(opened?),
+        };
         let rotated: Vec<_> = names
             .iter()
             .filter_map(|(suffix, name)| Some((suffix.clone(), Part::open(&path.with_file_name(name)).ok()?)))
             .collect();
         let is_still = |part: &Part| identity_at(&part.path) == Some(part.identity);
         let is_stable = rotated.len() == names.len()
-            && is_still(&current)
+            && identity_at(path) == current.as_ref().map(|current| current.identity)
             && rotated.iter().all(|(_, part)| is_still(part))
             && rotated_names(path) == names;
         if is_stable || attempts >= LOG_LISTING_ATTEMPTS_MAX {
             let mut parts = in_order(rotated);
-            parts.retain(|part| part.identity != current.identity);
-            parts.push(current);
+            parts.retain(|part| current.as_ref().is_none_or(|current| part.identity != current.identity));
+            parts.extend(current);
             return Ok(parts);
         }
     }
@@ -428,18 +451,19 @@ fn rotated_names(path: &Path) -> Vec<(Suffix, OsString)> {
 
 /// Merges our files with kubelet's; each kind is in order already.
 fn in_order(parts: Vec<(Suffix, Part)>) -> Vec<Part> {
-    let timed = parts.into_iter().map(|(suffix, mut part)| (suffix, part.first_time(), part));
     let (ours, theirs): (Vec<_>, Vec<_>) =
-        timed.partition(|(suffix, ..)| matches!(suffix, Suffix::Number(_)));
-    let (mut ours, mut theirs) = (ours.into_iter().peekable(), theirs.into_iter().peekable());
+        parts.into_iter().partition(|(suffix, _)| matches!(suffix, Suffix::Number(_)));
+    let parts_of = |list: Vec<(Suffix, Part)>| list.into_iter().map(|(_, part)| part).rev().collect();
+    // From the oldest on, which is the last.
+    let (mut ours, mut theirs): (Vec<Part>, Vec<Part>) = (parts_of(ours), parts_of(theirs));
     let mut merged = Vec::new();
     loop {
-        let ours_first = match (ours.peek(), theirs.peek()) {
-            (Some((_, one, _)), Some((_, two, _))) => one <= two,
+        let ours_first = match (ours.last_mut(), theirs.last_mut()) {
+            (Some(one), Some(two)) => !two.is_before(one),
             (one, _) => one.is_some(),
         };
-        match if ours_first { ours.next() } else { theirs.next() } {
-            Some((_, _, part)) => merged.push(part),
+        match if ours_first { ours.pop() } else { theirs.pop() } {
+            Some(part) => merged.push(part),
             None => return merged,
         }
     }

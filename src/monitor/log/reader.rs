@@ -16,16 +16,22 @@
 //! use std::io::Write;
 //! use std::ops::ControlFlow;
 //! use std::path::Path;
-//! use podinit::monitor::log::reader::{Selection, follow};
+//! use podinit::monitor::log::reader::{Next, Selection, follow};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let exited = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-//! let mut out = std::io::stdout().lock();
+//! let mut out = std::io::BufWriter::new(std::io::stdout());
 //! let selection = Selection { tail: Some(10), ..Selection::default() };
 //! // `exited` becomes readable when the container has exited and its log is complete.
-//! follow(Path::new("/var/log/pods/c1.log"), &selection, &exited, &mut |piece| {
-//!     let line_end: &[u8] = if piece.ends_line { b"\n" } else { b"" };
-//!     match out.write_all(piece.payload).and_then(|()| out.write_all(line_end)) {
+//! follow(Path::new("/var/log/pods/c1.log"), &selection, &exited, &mut |next| {
+//!     let written = match next {
+//!         Next::Piece(piece) => {
+//!             let line_end: &[u8] = if piece.ends_line { b"\n" } else { b"" };
+//!             out.write_all(piece.payload).and_then(|()| out.write_all(line_end))
+//!         }
+//!         Next::CaughtUp => out.flush(),
+//!     };
+//!     match written {
 //!         Ok(()) => ControlFlow::Continue(()),
 //!         Err(_) => ControlFlow::Break(()),
 //!     }
@@ -65,6 +71,12 @@ pub enum ReadError {
         path: PathBuf,
         /// What read(2) said.
         source: io::Error,
+    },
+    /// The file that was wanted was removed, or compressed, before it could be read.
+    #[error("read container log {path:?}: the file that was the log a moment ago is gone")]
+    Gone {
+        /// The log's path.
+        path: PathBuf,
     },
     /// Changes of the file cannot be watched.
     #[error(
@@ -106,6 +118,18 @@ pub struct Piece<'a> {
 
 /// What takes the pieces. `Break` ends the reading.
 pub type Each<'a> = dyn FnMut(Piece<'_>) -> ControlFlow<()> + 'a;
+
+/// What a follower is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next<'a> {
+    /// A piece.
+    Piece(Piece<'a>),
+    /// This is all that there is now: whoever gathers output lets it go.
+    CaughtUp,
+}
+
+/// What takes what a follower is given. `Break` ends the reading.
+pub type EachNext<'a> = dyn FnMut(Next<'_>) -> ControlFlow<()> + 'a;
 
 /// How a reading ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -262,7 +286,7 @@ pub fn follow(
     path: &Path,
     selection: &Selection,
     stop: impl AsFd,
-    each: &mut Each<'_>,
+    each: &mut EachNext<'_>,
 ) -> Result<Summary, ReadError> {
     // Before the first look at the file: no change can be missed.
     let watch = Watch::new(path)?;
@@ -270,7 +294,7 @@ pub fn follow(
     let mut parts = parts(path, selection)?;
     let Some(mut current) = parts.pop() else { return Ok(parser.summary) };
     for mut older in parts {
-        if read_on(&mut older, &mut parser, each)?.is_break() {
+        if read_on(&mut older, &mut parser, &mut |piece| each(Next::Piece(piece)))?.is_break() {
             return Ok(parser.summary);
         }
         parser.next_file();
@@ -279,7 +303,8 @@ pub fn follow(
     loop {
         // In this order: what was written before the stop is read after it is seen.
         let stopped = is_readable(&stop);
-        if follow_once(path, &mut current, &watch, &mut parser, each)?.is_break() || stopped {
+        let flow = follow_once(path, &mut current, &watch, &mut parser, each)?;
+        if flow.is_break() || each(Next::CaughtUp).is_break() || stopped {
             return Ok(parser.summary);
         }
         watch.wait(&stop)?;
@@ -292,13 +317,13 @@ fn follow_once(
     current: &mut Part,
     watch: &Watch,
     parser: &mut Parser,
-    each: &mut Each<'_>,
+    each: &mut EachNext<'_>,
 ) -> Result<ControlFlow<()>, ReadError> {
     loop {
         // A new file at the path: nothing more is written to the old one, so what is read after this
         // look is all of it.
         let next = next_part(path, current);
-        if read_on(current, parser, each)?.is_break() {
+        if read_on(current, parser, &mut |piece| each(Next::Piece(piece)))?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
         let Some(next) = next else { return Ok(ControlFlow::Continue(())) };
@@ -317,13 +342,12 @@ fn next_part(path: &Path, current: &mut Part) -> Option<Part> {
         return parts.into_iter().nth(at + 1);
     }
     // Several rotations since the last look: ours was removed, or compressed, which keeps its account and
-    // its first record.
-    let (account, first) = (current.account(), current.first_time());
-    let compressed = parts.iter_mut().position(|part| match (part.account(), account) {
-        (Some(one), Some(two)) => (one.log, one.before) == (two.log, two.before),
-        _ => first.is_some() && part.first_time() == first,
-    });
-    parts.into_iter().nth(compressed.map_or(0, |at| at + 1))
+    // its first record. The next one is the oldest that is newer.
+    match parts.iter_mut().position(|part| current.is_before(part)) {
+        Some(at) => Some(parts.swap_remove(at)),
+        // Nobody can tell: at least the newest is not what we have read.
+        None => parts.pop(),
+    }
 }
 
 /// The end of a log as of some moment: the file that was written then, and its size.
@@ -345,7 +369,9 @@ pub fn last_output(path: &Path, end: LogEnd, bytes: usize) -> Result<Vec<(Channe
     let mut found: Vec<(Channel, Tag, Vec<u8>)> = Vec::new();
     let (mut left, mut cut) = (bytes, None);
     let mut parts = list(path)?;
-    parts.truncate(parts.iter().position(|part| part.identity == end.file).map_or(0, |at| at + 1));
+    let at = parts.iter().position(|part| part.identity == end.file);
+    let at = at.ok_or_else(|| ReadError::Gone { path: path.to_owned() })?;
+    parts.truncate(at + 1);
     let mut from = Some(end.size);
     while let Some(part) = parts.pop().filter(|part| !part.is_compressed()) {
         let size = match from.take() {

@@ -25,17 +25,29 @@
 //! for a client any more: what the pipes still hold goes into the queue (which may
 //! grow by that much), and the exit is reported while the clients catch up.
 //!
+//! # Earlier output
+//!
+//! A client that asks for it first gets the end of what was logged before it came,
+//! then what comes, and between the two nothing is missing and nothing is said
+//! twice. It is read from the log, by a thread that lives for that: a ring in
+//! memory would cost every container that nobody attaches to. The relay only notes
+//! where the log ends at that moment, at a time at which all that was read is in
+//! it, and queues what comes after; it waits for nothing. If the log cannot be
+//! written or read in time, or the container writes faster, the client is told on
+//! its stderr and gets the rest. One client of a container is served at a time.
+//!
 //! # The end of a client's input
 //!
 //! Either the client shuts down its sending side and stays (*half-close*), or it
-//! goes (*disconnect*).
+//! goes (*disconnect*). What that means is said by who makes the socket
+//! ([`StdinEnd`]):
 //!
-//! * A half-close reaches the container: its stdin pipe is closed, once everything
-//!   sent before is written.
-//! * A disconnect closes stdin only if the attach said `stop_after_stdin_eof` (the
-//!   CRI's `stdinOnce`), and only if that client sent anything or was the last
-//!   one: somebody who merely watched may leave. Without `stop_after_stdin_eof`
-//!   stdin stays open for the next client.
+//! * Without `stopAfterStdinEof` it means nothing: stdin stays open for the next
+//!   client. CRI-O asks for that unless a container has `stdinOnce`, and the CRI
+//!   promises such a container that it never sees an end of its input.
+//! * With it a half-close reaches the container: its stdin pipe is closed, once
+//!   everything sent before is written. So does a disconnect, but only of a client
+//!   that sent anything or was the last one: somebody who merely watched may leave.
 //! * While another client that has sent input can still send, stdin stays open
 //!   until that one is done too.
 //! * A terminal has no end of input that would not also hang up its output; the
@@ -48,16 +60,15 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::EventFlags;
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType};
+use rustix::net::{SocketFlags, SocketType};
 
+use super::client::{Client, End, Input, KIND_DONE, KIND_STDERR, State, TOO_SLOW, kind};
 use super::poll::{Poll, Token, Watched};
-use super::queue::Queue;
+use super::replay::{Reading, Replay};
 use super::stdin::Stdin;
-use super::{Attach, RelayError, StreamId};
-use crate::limits::{
-    ATTACH_CLIENTS_MAX, ATTACH_LAG_MAX, ATTACH_PARTING_MAX, ATTACH_QUEUE_BYTES_MAX, ATTACH_SOCKETS_MAX,
-    ATTACH_STALL_MAX, RELAY_PIPE_BYTES, RELAY_READ_BYTES,
-};
+use super::{Attach, RelayError, StdinEnd, StreamId};
+use crate::limits::{ATTACH_CLIENTS_MAX, ATTACH_SOCKETS_MAX, RELAY_READ_BYTES};
+use crate::monitor::log::Tail;
 use crate::monitor::log::batch::Channel;
 
 /// Payload of a packet to a client. Deployed clients read into 8193 bytes.
@@ -67,32 +78,14 @@ pub const PACKET_PAYLOAD_MAX: usize = 8191;
 /// lets a client send.
 pub const INPUT_PACKET_MAX: usize = RELAY_READ_BYTES;
 
-const KIND_DONE: u8 = 0;
-const KIND_STDOUT: u8 = 2;
-const KIND_STDERR: u8 = 3;
-
-/// Nothing is queued for a client beyond this: what is read when its queue is
-/// almost full, and what the pipes hold when the process exits.
-const QUEUE_BYTES_MAX: usize = ATTACH_QUEUE_BYTES_MAX + 2 * (RELAY_READ_BYTES + RELAY_PIPE_BYTES);
-
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 16;
 
-/// Connections accepted, or packets sent from a queue, in one turn.
+/// Connections accepted in one turn.
 const TURN_MAX: usize = 32;
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Why a client that lags is cut off.
-const TOO_SLOW: &str = "this client did not read its output in time";
-
-fn kind(channel: Channel) -> u8 {
-    match channel {
-        Channel::Stdout => KIND_STDOUT,
-        Channel::Stderr => KIND_STDERR,
-    }
-}
 
 /// A socket on which clients arrive.
 #[derive(Debug)]
@@ -100,7 +93,8 @@ struct Point {
     listener: Watched,
     path: PathBuf,
     identity: Option<(u64, u64)>,
-    stop_after_stdin_eof: bool,
+    stdin_end: StdinEnd,
+    replay: usize,
     /// No accept before this.
     paused_until: Option<Instant>,
 }
@@ -112,44 +106,6 @@ impl Drop for Point {
             let _gone = rustix::fs::unlink(&self.path);
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Gets output.
-    Live,
-    /// Gets what is queued, and then is closed; not later than this.
-    Parting { until: Instant },
-    /// To be removed.
-    Gone,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Input {
-    Open,
-    Ended,
-}
-
-#[derive(Debug)]
-struct Client {
-    socket: Watched,
-    queue: Queue,
-    state: State,
-    input: Input,
-    has_sent: bool,
-    stop_after_stdin_eof: bool,
-    /// When it last took a packet, or began to lag.
-    progress_at: Instant,
-    /// Since when the container waits for it.
-    lags_since: Option<Instant>,
-    was_cut_off: bool,
-}
-
-/// How a client's input ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    HalfClose,
-    Disconnect,
 }
 
 /// The attach sockets and clients of one container.
@@ -185,11 +141,11 @@ impl Door {
 
     /// Makes the socket, unless it is there.
     pub(super) fn listen(&mut self, attach: Attach, poll: &Poll) -> Result<(), RelayError> {
-        let Attach { path, stop_after_stdin_eof } = attach;
+        let Attach { path, stdin_end, replay } = attach;
         // Clients remove the file when they leave; such a point is of no use any more.
         self.points.retain(|point| identity_at(&point.path) == point.identity);
         if let Some(point) = self.points.iter_mut().find(|point| point.path == path) {
-            point.stop_after_stdin_eof = stop_after_stdin_eof;
+            (point.stdin_end, point.replay) = (stdin_end, replay);
             return Ok(());
         }
         if self.points.len() >= ATTACH_SOCKETS_MAX {
@@ -208,7 +164,7 @@ impl Door {
         let listener = Watched::new(poll, socket, self.next_token()).map_err(failed)?;
         let identity = identity_at(&path);
         let paused_until = None;
-        let mut point = Point { listener, path, identity, stop_after_stdin_eof, paused_until };
+        let mut point = Point { listener, path, identity, stdin_end, replay, paused_until };
         let watched = point.listener.set(EventFlags::IN);
         watched.map_err(|errno| RelayError::Socket { path: point.path.clone(), source: errno.into() })?;
         self.points.push(point);
@@ -226,6 +182,9 @@ impl Door {
     pub(super) fn on_event(&mut self, token: Token, flags: EventFlags, stdin: &mut Stdin, buffer: &mut [u8]) {
         if let Some(point) = self.points.iter_mut().position(|point| point.listener.token() == token) {
             return self.accept(point);
+        }
+        if let Some(client) = self.clients.iter_mut().find(|client| client.replay.is_told_by(token)) {
+            return take_replay(client);
         }
         let Some(at) = self.clients.iter().position(|client| client.socket.token() == token) else { return };
         let Some(client) = self.clients.get_mut(at) else { return };
@@ -258,14 +217,16 @@ impl Door {
                     return;
                 }
             };
-            let stop_after_stdin_eof = point.stop_after_stdin_eof;
+            let (stdin_end, replay) = (point.stdin_end, point.replay);
             let token = self.next_token();
             let Some(point) = self.points.get(at) else { return };
             let Ok(socket) = point.listener.sibling(socket, token) else { continue };
-            let mut client = Client::new(socket, stop_after_stdin_eof);
+            let mut client = Client::new(socket, stdin_end, Replay::wanted(replay));
             if self.done {
+                client.replay = Replay::None;
                 client.part_with(KIND_DONE, &[]);
             } else if self.clients.len() >= ATTACH_CLIENTS_MAX {
+                client.replay = Replay::None;
                 client.part_with(KIND_STDERR, b"podinit: attach refused: too many clients are attached\n");
             }
             if client.state != State::Gone {
@@ -281,6 +242,25 @@ impl Door {
         }
     }
 
+    /// Somebody waits for earlier output, and nobody is being given any.
+    pub(super) fn wants_replay(&self) -> bool {
+        let due = |client: &&Client| client.state == State::Live && client.replay.is_due();
+        self.clients.iter().any(|client| due(&client))
+            && !self.clients.iter().any(|client| matches!(client.replay, Replay::Reading(_)))
+    }
+
+    /// Has earlier output read for the next one who waits for it. Everything that was
+    /// broadcast so far is before `end`, or in its `held`.
+    pub(super) fn begin_replay(&mut self, end: Tail) {
+        let token = self.next_token();
+        let wants = |client: &&mut Client| client.state == State::Live && client.replay.is_due();
+        let Some(client) = self.clients.iter_mut().find(wants) else { return };
+        match Reading::start(&client.replay, end, &client.socket, token) {
+            Ok(reading) => client.replay = Replay::Reading(reading),
+            Err(error) => client.give_up_replay(&error.to_string()),
+        }
+    }
+
     /// Output must wait for a client.
     pub(super) fn holds_back(&self) -> bool {
         self.clients.iter().any(Client::holds_back)
@@ -293,7 +273,7 @@ impl Door {
             return;
         }
         for client in self.clients.iter_mut().filter(|client| client.state == State::Live) {
-            client.part_with(KIND_DONE, &[]);
+            client.finish_output();
         }
     }
 
@@ -325,6 +305,9 @@ impl Door {
         }
         for client in self.clients.iter_mut().filter(|client| client.deadline().is_some_and(|at| at <= now)) {
             match client.state {
+                State::Live if client.replay.is_due() => {
+                    client.give_up_replay("its log could not be read in time")
+                }
                 State::Live => client.cut_off(TOO_SLOW),
                 State::Parting { .. } | State::Gone => client.state = State::Gone,
             }
@@ -352,8 +335,8 @@ impl Door {
         let Some(client) = self.clients.get_mut(at) else { return };
         client.input = Input::Ended;
         self.eof_wanted |= match end {
-            End::HalfClose => true,
-            End::Disconnect => client.stop_after_stdin_eof && (client.has_sent || count == 1),
+            End::HalfClose => client.stdin_end != StdinEnd::Keep,
+            End::Disconnect => client.stdin_end == StdinEnd::Once && (client.has_sent || count == 1),
         };
         if end == End::Disconnect {
             client.state = State::Gone;
@@ -379,169 +362,12 @@ impl Door {
     }
 }
 
-impl Client {
-    fn new(socket: Watched, stop_after_stdin_eof: bool) -> Self {
-        Self {
-            socket,
-            queue: Queue::default(),
-            state: State::Live,
-            input: Input::Open,
-            has_sent: false,
-            stop_after_stdin_eof,
-            progress_at: Instant::now(),
-            lags_since: None,
-            was_cut_off: false,
-        }
-    }
-
-    fn interest(&self, stdin_is_full: bool) -> EventFlags {
-        let input = match (self.state, self.input) {
-            // A hang-up is reported whatever is asked for; asking for just that keeps the rest quiet.
-            (State::Parting { .. } | State::Gone, _) | (_, Input::Ended) => EventFlags::HUP,
-            // Its last packets may be unread when it hangs up, so nothing is to be heard of it now.
-            (State::Live, Input::Open) if stdin_is_full => EventFlags::empty(),
-            (State::Live, Input::Open) => EventFlags::IN | EventFlags::RDHUP,
-        };
-        if self.queue.is_empty() { input } else { input | EventFlags::OUT }
-    }
-
-    fn may_send_more(&self) -> bool {
-        self.has_sent && self.input == Input::Open
-    }
-
-    fn holds_back(&self) -> bool {
-        self.state == State::Live && self.queue.bytes() >= ATTACH_QUEUE_BYTES_MAX
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        match self.state {
-            State::Parting { until } => Some(until),
-            State::Gone => None,
-            State::Live if self.holds_back() => {
-                let stalled = self.progress_at + ATTACH_STALL_MAX;
-                Some(self.lags_since.map_or(stalled, |since| stalled.min(since + ATTACH_LAG_MAX)))
-            }
-            State::Live => None,
-        }
-    }
-
-    /// Sends, or queues, output.
-    fn deliver(&mut self, kind: u8, bytes: &[u8]) {
-        let mut rest = bytes;
-        while self.queue.is_empty() && !rest.is_empty() {
-            let (packet, tail) = rest.split_at(rest.len().min(PACKET_PAYLOAD_MAX));
-            match self.send(&[io::IoSlice::new(&[kind]), io::IoSlice::new(packet)]) {
-                Ok(()) => rest = tail,
-                Err(Errno::AGAIN) => {
-                    self.progress_at = Instant::now();
-                    break;
-                }
-                Err(_) => return self.output_is_dead(),
-            }
-        }
-        if self.queue.bytes() + rest.len() > QUEUE_BYTES_MAX {
-            return self.cut_off(TOO_SLOW);
-        }
-        self.queue.push(kind, rest);
-        if self.holds_back() && self.lags_since.is_none() {
-            self.lags_since = Some(Instant::now());
-        }
-    }
-
-    /// Sends what is queued, as far as the client takes it.
-    fn flush(&mut self) {
-        for _ in 0..TURN_MAX {
-            let Some(packet) = self.queue.front() else { break };
-            match self.send(&[io::IoSlice::new(packet)]) {
-                Ok(()) => {
-                    self.queue.pop();
-                    self.progress_at = Instant::now();
-                }
-                Err(Errno::AGAIN) => return,
-                Err(_) => return self.output_is_dead(),
-            }
-        }
-        if self.queue.is_empty() {
-            self.lags_since = None;
-            self.close_if_parting();
-        } else if let State::Parting { until } = &mut self.state {
-            *until = self.progress_at + ATTACH_PARTING_MAX;
-        }
-    }
-
-    fn send(&self, parts: &[io::IoSlice<'_>]) -> Result<(), Errno> {
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        loop {
-            match rustix::net::sendmsg(&self.socket, parts, &mut SendAncillaryBuffer::default(), flags) {
-                // Packets go as a whole or not at all.
-                Ok(_) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-    }
-
-    /// The client does not receive any more. It may still have sent something.
-    fn output_is_dead(&mut self) {
-        self.queue.clear();
-        self.lags_since = None;
-        if self.input == Input::Ended || self.state != State::Live {
-            self.state = State::Gone;
-        }
-    }
-
-    /// Takes one packet.
-    fn receive(&mut self, flags: EventFlags, stdin: &mut Stdin, buffer: &mut [u8]) -> Option<End> {
-        let hung_up = flags.intersects(EventFlags::HUP | EventFlags::ERR);
-        let received = rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC);
-        match received {
-            Ok((0, _)) if hung_up => Some(End::Disconnect),
-            Ok((0, _)) if flags.contains(EventFlags::RDHUP) => Some(End::HalfClose),
-            // An empty packet.
-            Ok((0, _)) | Err(Errno::AGAIN | Errno::INTR) => None,
-            // It went without having read all of its output. That is said once, before what it has sent.
-            Err(Errno::CONNRESET) => None,
-            Ok((_, sent)) if sent > buffer.len() => {
-                self.cut_off("this client sent a packet that is too long");
-                None
-            }
-            Ok((kept, _)) => {
-                self.has_sent = true;
-                stdin.push(buffer.get(..kept).unwrap_or_default());
-                None
-            }
-            Err(_) => Some(End::Disconnect),
-        }
-    }
-
-    /// Drops what is queued and says why.
-    fn cut_off(&mut self, why: &str) {
-        self.was_cut_off = true;
-        self.queue.clear();
-        self.part_with(KIND_STDERR, format!("\r\npodinit: attach ended: {why}\r\n").as_bytes());
-    }
-
-    /// Queues a last packet; the client is closed when it has taken it.
-    fn part_with(&mut self, kind: u8, payload: &[u8]) {
-        self.queue.push_packet(kind, payload);
-        self.state = State::Parting { until: Instant::now() + ATTACH_PARTING_MAX };
-        self.flush();
-    }
-
-    fn close_if_parting(&mut self) {
-        if !matches!(self.state, State::Parting { .. }) {
-            return;
-        }
-        self.state = State::Gone;
-        // Closing a socket with unread input would reset the connection, and the client might miss
-        // the end of its output.
-        let mut scratch = [0; 64];
-        for _ in 0..TURN_MAX {
-            match rustix::net::recv(&self.socket, &mut scratch, RecvFlags::DONTWAIT) {
-                Ok((0, _)) | Err(_) => break,
-                Ok(_) => {}
-            }
-        }
+fn take_replay(client: &mut Client) {
+    let Replay::Reading(reading) = &mut client.replay else { return };
+    match reading.take() {
+        Some(Ok(output)) => client.replayed(&output),
+        Some(Err(why)) => client.give_up_replay(&why),
+        None => {}
     }
 }
 

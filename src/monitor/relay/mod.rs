@@ -49,9 +49,11 @@
 
 pub mod attach;
 mod capture;
+mod client;
 mod engine;
 mod poll;
 mod queue;
+mod replay;
 mod stdin;
 mod stream;
 
@@ -64,9 +66,11 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use rustix::event::EventfdFlags;
+use serde::{Deserialize, Serialize};
 
 pub use capture::Captured;
 
+use crate::monitor::log::account::Both;
 use crate::monitor::log::{LogError, LogSet};
 use engine::{Command, Engine};
 use poll::Poll;
@@ -104,6 +108,9 @@ pub enum RelayError {
         /// The socket's path.
         path: PathBuf,
     },
+    /// Earlier output was asked for, and is nowhere.
+    #[error("attach with a replay: the container has no log that is a file; attach without one")]
+    NothingToReplay,
     /// The container has as many attach sockets as it may have.
     #[error("make attach socket {path:?}: the container has {count} already; remove one")]
     TooManySockets {
@@ -153,13 +160,36 @@ pub struct Open {
     pub capture_max: Option<usize>,
 }
 
+/// When a client's input closes the container's stdin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StdinEnd {
+    /// Never: it stays open for the next client (CRI: `stdin` without `stdinOnce`,
+    /// whose containers "never receive an EOF").
+    Keep,
+    /// When the client says that this was all, and stays.
+    HalfClose,
+    /// Also when it goes (CRI: `stdinOnce`).
+    Once,
+}
+
+impl StdinEnd {
+    /// What a request's `stopAfterStdinEof` means.
+    #[must_use]
+    pub fn of_request(stop_after_stdin_eof: bool) -> Self {
+        if stop_after_stdin_eof { Self::Once } else { Self::Keep }
+    }
+}
+
 /// An attach socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attach {
     /// Its path, of any length; the directory exists.
     pub path: PathBuf,
-    /// The container's stdin ends with the client's (CRI: `stdinOnce`).
-    pub stop_after_stdin_eof: bool,
+    /// What the end of a client's input does.
+    pub stdin_end: StdinEnd,
+    /// Of what was logged before a client came, the last so many bytes at most; see
+    /// [`attach`].
+    pub replay: usize,
 }
 
 /// How a stream ended.
@@ -174,7 +204,8 @@ pub struct Drained {
 }
 
 /// Counters of one container's streams.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StreamStats {
     /// Standard output, or the terminal.
     pub stdout: ChannelStats,
@@ -191,10 +222,13 @@ pub struct StreamStats {
     pub clients_cut_off: u64,
     /// Attached clients now.
     pub clients: usize,
+    /// What is in the first log that is a file, by channel.
+    pub written: Both,
 }
 
 /// Counters of one channel.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ChannelStats {
     /// Bytes read from the container.
     pub bytes: u64,

@@ -9,6 +9,8 @@ use super::attach::PACKET_PAYLOAD_MAX;
 pub(super) struct Queue {
     packets: VecDeque<Vec<u8>>,
     bytes: usize,
+    /// Of the first packets: they are older than the client.
+    earlier: usize,
 }
 
 impl Queue {
@@ -44,6 +46,7 @@ impl Queue {
     pub(super) fn pop(&mut self) {
         if let Some(packet) = self.packets.pop_front() {
             self.bytes -= packet.len();
+            self.earlier = self.earlier.saturating_sub(packet.len());
         }
         if self.packets.is_empty() {
             self.packets = VecDeque::new();
@@ -60,6 +63,18 @@ impl Queue {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Without those from before the client came.
+    pub(super) fn live_bytes(&self) -> usize {
+        self.bytes - self.earlier
+    }
+
+    /// All that is here is from before the client came; what is in `live` is not.
+    pub(super) fn append_live(&mut self, mut live: Self) {
+        self.earlier = self.bytes;
+        self.bytes += live.bytes;
+        self.packets.append(&mut live.packets);
     }
 }
 

@@ -232,6 +232,11 @@ impl Stream {
             let _progress = self.logs.retry(&mut shared.logs);
         }
         self.note_stall(now);
+        if self.door.wants_replay()
+            && let Some(end) = self.logs.tail()
+        {
+            self.door.begin_replay(end);
+        }
         self.door.on_time(now, &mut self.stdin);
         if self.finish.as_ref().is_some_and(|finish| finish.deadline <= now && !finish.grace_has_passed) {
             self.grace_has_passed(shared);
@@ -327,6 +332,9 @@ impl Stream {
     }
 
     pub(super) fn attach(&mut self, attach: Attach, poll: &Poll) -> Result<(), RelayError> {
+        if attach.replay > 0 && !self.logs.has_file() {
+            return Err(RelayError::NothingToReplay);
+        }
         self.door.listen(attach, poll)
     }
 
@@ -364,6 +372,7 @@ impl Stream {
             stall_longest_ns: u64::try_from(stall_longest.as_nanos()).unwrap_or(u64::MAX),
             clients_cut_off: self.door.cut_off(),
             clients: self.door.clients(),
+            written: self.logs.written().unwrap_or_default(),
         }
     }
 }

@@ -386,6 +386,20 @@ pub(super) fn read_container_stats(stats: pod::container_stats::Reader<'_>) -> c
     })
 }
 
+pub(super) fn read_log_account(account: pod::log_account::Reader<'_>) -> capnp::Result<LogAccount> {
+    let stream = |stream: pod::log_account::stream::Reader<'_>| StreamAccount {
+        read_bytes: stream.get_read_bytes(),
+        records: stream.get_records(),
+        payload_bytes: stream.get_payload_bytes(),
+        lines: stream.get_lines(),
+    };
+    Ok(LogAccount {
+        stdout: stream(account.get_stdout()?),
+        stderr: stream(account.get_stderr()?),
+        is_final: account.get_is_final(),
+    })
+}
+
 pub(super) fn read_event(event: pod::event::Reader<'_>) -> capnp::Result<Event> {
     let kind = match event.which()? {
         pod::event::Created(pid) => EventKind::Created(pid),

@@ -113,6 +113,9 @@ pub struct CreateContainer {
     pub leak_fds: Vec<u64>,
     /// Who is the container's first process.
     pub first_process: FirstProcess,
+    /// How the logs' files are kept: names and values as in the annotations
+    /// `org.podinit.log.*`, without that prefix.
+    pub log_options: Vec<(String, String)>,
 }
 
 /// Who is a container's first process.
@@ -145,6 +148,7 @@ impl CreateContainer {
             additional_fds: Vec::new(),
             leak_fds: Vec::new(),
             first_process: FirstProcess::Command,
+            log_options: Vec::new(),
         }
     }
 }
@@ -199,6 +203,8 @@ pub struct Attach {
     pub exec_session_id: String,
     /// When standard input ends.
     pub stdin_eof: StdinEof,
+    /// Bytes of earlier output that clients of the socket get first, at most.
+    pub replay_bytes: u32,
 }
 
 /// `serveExecContainer`.
@@ -678,6 +684,30 @@ pub struct ContainerStats {
     pub clients: u32,
     /// Attached clients that were cut off because they did not read.
     pub clients_cut_off: u64,
+}
+
+/// What a log can be audited against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogAccount {
+    /// Standard output, or the terminal.
+    pub stdout: StreamAccount,
+    /// Standard error.
+    pub stderr: StreamAccount,
+    /// The container has exited; nothing more will be counted.
+    pub is_final: bool,
+}
+
+/// What was read of one stream, and what its log holds of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamAccount {
+    /// Bytes read from the container.
+    pub read_bytes: u64,
+    /// Records in the first log that is a file, since the server opened it.
+    pub records: u64,
+    /// Their bytes, without newlines.
+    pub payload_bytes: u64,
+    /// Lines that they end.
+    pub lines: u64,
 }
 
 /// Counters of one channel.

@@ -1,4 +1,4 @@
-use super::super::account::Sums;
+use super::super::account::{FileAccount, Sums};
 use super::super::rotate::backup;
 use super::super::{Buffers, LogConfig, LogKind, LogSet, reader};
 use super::*;
