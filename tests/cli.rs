@@ -489,6 +489,68 @@ fn run_loses_nothing_when_its_log_is_rotated() {
 }
 
 #[test]
+fn log_is_audited_while_it_grows_at_its_end_and_with_a_part_missing() {
+    let people = People::new();
+    let pod = people.pod();
+    let script = "seq 1 2000; read x; seq 1 2000; echo err >&2";
+    let line = ["create", "--pod", &pod, "--name", "c", "-i", "--log-size", "20k", "--log-backups", "20"];
+    people.ok(&[&line[..], &["--rootfs", "ROOTFS", "sh", "-c", script]].concat());
+    people.ok(&["start", "c"]);
+    let verify = ["logs", "--verify", &pod, "-c", "c"];
+    let until = std::time::Instant::now() + common::DEADLINE;
+    while people.ok(&["logs", "--tail", "1", "c"]) != "2000\n" {
+        assert!(std::time::Instant::now() < until, "the first part is not there");
+    }
+    let said = people.ok(&verify);
+    assert!(said.starts_with("complete so far: ") && said.contains("in 2000 records (2000 lines)"), "{said}");
+
+    // The end of what was written, what follows, and the exit code; our input's end is the container's.
+    let mut attached = people.command(&["attach", "--replay", "20", "c"]);
+    let mut attached = attached.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    attached.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+    let output = attached.wait_with_output().unwrap();
+    let second: String = (1..=2000).map(|number| format!("{number}\n")).collect();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("1997\n1998\n1999\n2000\n{second}"));
+    assert_eq!(output.status.code(), Some(0));
+
+    let said = people.ok(&verify);
+    assert!(
+        said.starts_with("complete: ") && said.contains("stderr: 3 bytes in 1 records (1 lines)"),
+        "{said}"
+    );
+    let log = people.place.path("run").join("pods").join(&pod).join("logs/c.log");
+    fs::remove_file(log.with_extension("log.2")).unwrap();
+    let output = people.output(&verify);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.starts_with("not complete: ") && said.contains("are missing before"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn detach_keys_leave_a_terminal_running_and_its_output_for_the_next_one() {
+    let people = People::new();
+    let pod = people.pod();
+    let script = "stty -echo; echo ready; while read line; do echo got $line; done";
+    let line = ["create", "--pod", &pod, "--name", "c", "-it", "--rootfs", "ROOTFS", "sh", "-c", script];
+    people.ok(&line);
+    people.ok(&["start", "c"]);
+    let (mut terminal, child, _slave) = on_terminal(people.command(&["attach", "--replay", "1k", "c"]));
+    read_until(&mut terminal, "ready");
+    terminal.write_all(b"one\r").unwrap();
+    read_until(&mut terminal, "got one");
+    terminal.write_all(b"\x10\x11").unwrap();
+    assert_eq!(end_of(child), 0);
+    let line = ["attach", "--replay", "1k", "--detach-keys", "ctrl-x", "c"];
+    let (mut terminal, child, _slave) = on_terminal(people.command(&line));
+    read_until(&mut terminal, "got one");
+    terminal.write_all(b"two\r").unwrap();
+    read_until(&mut terminal, "got two");
+    terminal.write_all(b"\x18").unwrap();
+    assert_eq!(end_of(child), 0);
+    people.ok(&["rm", "-f", "c"]);
+}
+
+#[test]
 fn memory_limit_ends_in_an_oom_that_is_told() {
     let people = People::new();
     let pod = people.pod();

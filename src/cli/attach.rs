@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustix::net::{RecvFlags, SendFlags, SocketType};
 use rustix::termios::{OptionalActions, Termios};
 
+use super::detach::Detector;
 use super::exit::Failure;
 use super::output::failed;
 use crate::sys;
@@ -41,6 +42,15 @@ pub enum End {
     Done,
     /// The connection was lost.
     Lost,
+}
+
+/// How our input ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputEnd {
+    /// There is no more, or nobody takes any.
+    Ended,
+    /// The keys that end an attach were typed.
+    Detached,
 }
 
 /// A connection to a container's attach socket. Clones share it.
@@ -87,9 +97,11 @@ impl Attached {
         }
     }
 
-    /// Gives our standard input to the container until either ends.
-    pub fn copy_input(&self) {
+    /// Gives our standard input to the container until either ends, or until the
+    /// keys that `detector` looks for were typed.
+    pub fn copy_input(&self, mut detector: Option<Detector>) -> InputEnd {
         let mut buffer = [0; INPUT_BYTES_MAX];
+        let mut passed = Vec::new();
         let mut stdin = io::stdin().lock();
         loop {
             let length = match stdin.read(&mut buffer) {
@@ -101,11 +113,24 @@ impl Attached {
             let bytes = buffer.get(..length).unwrap_or_default();
             if bytes.is_empty() {
                 rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Write).ok();
-                return;
+                return InputEnd::Ended;
             }
+            passed.clear();
+            let is_over = match &mut detector {
+                Some(detector) => detector.push(bytes, &mut passed),
+                None => {
+                    passed.extend_from_slice(bytes);
+                    false
+                }
+            };
             // A packet goes as a whole or not at all; not at all means that nobody takes it any more.
-            if rustix::net::send(&*self.0, bytes, SendFlags::NOSIGNAL).is_err() {
-                return;
+            let sends = passed.chunks(INPUT_BYTES_MAX);
+            let mut sends = sends.map(|packet| rustix::net::send(&*self.0, packet, SendFlags::NOSIGNAL));
+            if sends.any(|sent| sent.is_err()) {
+                return InputEnd::Ended;
+            }
+            if is_over {
+                return InputEnd::Detached;
             }
         }
     }

@@ -10,6 +10,7 @@ use super::Globals;
 use super::bundle::{self, Extras, FromRootfs, Mount, Process, RootAccess, User};
 use super::exit::{Failure, NOT_EXECUTABLE, PODINIT_FAILED, TIMED_OUT, code_of_failed_start, complain};
 use super::find::{self, Containers, Pod, ask, find, reach, within};
+use super::log_options::LogOptions;
 use super::names::{self, Named, Reference, random_id};
 use super::output::{self, Format, Spinner};
 use super::paths::{PodDir, private_directories};
@@ -88,9 +89,8 @@ struct Settings {
     #[arg(short, long, value_name = "BYTES", value_parser = names::bytes)]
     memory: Option<u64>,
 
-    /// Size at which the log is rotated, in bytes; k, m or g may follow [default: never]
-    #[arg(long, value_name = "BYTES", value_parser = names::bytes, default_value = "0", hide_default_value = true)]
-    log_size: u64,
+    #[command(flatten)]
+    log: LogOptions,
 }
 
 /// `create`.
@@ -239,8 +239,13 @@ fn create(
     let request = CreateContainer {
         stdio,
         stdin: if options.interactive { Stdin::Open } else { Stdin::Null },
-        log_drivers: vec![LogDriver { kind: LogKind::Cri, path: log, size_max: options.settings.log_size }],
+        log_drivers: vec![LogDriver {
+            kind: LogKind::Cri,
+            path: log,
+            size_max: options.settings.log.log_size,
+        }],
         first_process: if options.init { FirstProcess::Init } else { FirstProcess::Command },
+        log_options: options.settings.log.pairs(),
         ..CreateContainer::new(id, pod.dir.bundle(id))
     };
     pod.client.call(async |client| {
@@ -321,7 +326,8 @@ pub fn remove_files(pod: &PodDir, id: &str) {
 /// container's log may begin with the same name, but ends in `.log`.
 fn is_part_of_log(found: &str, name: &str) -> bool {
     match found.strip_prefix(name) {
-        Some("") => true,
+        // The second is what a compressing process that was killed has left.
+        Some("" | ".gz.tmp") => true,
         Some(rest) => {
             let suffix = rest.strip_suffix(".gz").unwrap_or(rest);
             suffix.strip_prefix('.').is_some_and(|digits| {

@@ -1,5 +1,6 @@
 //! `podinit logs`.
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -10,6 +11,7 @@ use super::exit::Failure;
 use super::find::{self, reach};
 use super::follow::{Follow, Printer, Times};
 use super::names::Reference;
+use super::verify;
 use crate::monitor::log::batch::Channel;
 use crate::monitor::log::reader::Selection;
 use crate::monitor::log::stamp::{self, Timestamp};
@@ -18,8 +20,21 @@ use crate::rpc::client::{Client, Code};
 /// `logs`.
 #[derive(Debug, Args)]
 pub struct LogsArgs {
-    /// CONTAINER or POD/CONTAINER
-    container: Reference,
+    /// CONTAINER or POD/CONTAINER; with --container, the POD
+    #[arg(required_unless_present_any = ["container", "file"])]
+    name: Option<Reference>,
+
+    /// The container
+    #[arg(short, long, value_name = "CONTAINER")]
+    container: Option<Reference>,
+
+    /// Read this log and its rotated parts, whosever it is
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["name", "container", "follow"])]
+    file: Option<PathBuf>,
+
+    /// Do not print the log but say whether it is complete, or what is missing
+    #[arg(long, conflicts_with_all = ["follow", "since", "tail", "timestamps", "stdout", "stderr"])]
+    verify: bool,
 
     /// Go on as the log grows, until the container has exited
     #[arg(short, long)]
@@ -41,6 +56,14 @@ pub struct LogsArgs {
     timestamps: bool,
 }
 
+/// The end of `podinit logs --help`.
+pub const HELP: &str = "\
+Rotated parts are read too, compressed ones as well, whoever rotated them.
+
+--verify compares all parts with what the pod's server has counted, or with what the parts say about
+themselves, and with the gaps that the log tells of. Exit codes: 0 if the log is complete; 1 if not, or
+if that cannot be known.";
+
 /// One stream instead of both.
 #[derive(Debug, Args)]
 struct Only {
@@ -53,14 +76,28 @@ struct Only {
     stderr: bool,
 }
 
+impl LogsArgs {
+    /// As kubectl has it, the pod and then the container; or the container in full.
+    fn reference(&self) -> Result<Reference, Failure> {
+        let one = |name: &Option<Reference>| name.clone().ok_or_else(|| Failure::usage("name a container"));
+        match (&self.name, &self.container) {
+            (Some(pod), Some(container)) if pod.pod.is_none() && container.pod.is_none() => {
+                Ok(Reference { pod: Some(pod.container.clone()), container: container.container.clone() })
+            }
+            (Some(_), Some(_)) => {
+                Err(Failure::usage("with --container CONTAINER, the other name is the POD"))
+            }
+            (None, container) => one(container),
+            (name, None) => one(name),
+        }
+    }
+}
+
 /// `podinit logs`.
 ///
 /// # Errors
 /// What to tell the user.
 pub fn run(globals: &Globals, args: &LogsArgs) -> Result<(), Failure> {
-    let root = globals.root()?;
-    let place = find::place(&root, &args.container)?;
-    let dir = root.pod(&place.pod)?;
     let channel = match (args.only.stdout, args.only.stderr) {
         (true, _) => Some(Channel::Stdout),
         (_, true) => Some(Channel::Stderr),
@@ -71,15 +108,27 @@ pub fn run(globals: &Globals, args: &LogsArgs) -> Result<(), Failure> {
         selection: Selection { since: args.since, tail: args.tail, channel },
         times: if args.timestamps { Times::Show } else { Times::Hide },
     };
+    if let Some(path) = &args.file {
+        return if args.verify { verify::of_file(path) } else { follow(path.clone()).print() };
+    }
+    let root = globals.root()?;
+    let place = find::place(&root, &args.reference()?)?;
+    let dir = root.pod(&place.pod)?;
     // A pod whose server has crashed still has its logs.
     if Client::connect(&dir.socket()).is_err() && dir.log(&place.container).exists() {
-        return follow(dir.log(&place.container)).print();
+        return match args.verify {
+            true => verify::of_silent_pod(&dir, &place.container),
+            false => follow(dir.log(&place.container)).print(),
+        };
     }
     let pod = reach(dir)?;
     let status = pod.client.call(async |client| client.container_state(&place.container).await)?;
     let path = status
         .log_path
         .ok_or_else(|| Failure::new(format!("{place} has no log: it was created without a log file")))?;
+    if args.verify {
+        return verify::of_running_pod(&pod, &place.container, &path);
+    }
     if !args.follow {
         return follow(path).print();
     }

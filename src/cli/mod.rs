@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod attach;
+pub mod attach_command;
 pub mod bundle;
 pub mod compress;
 pub mod container;
+pub mod detach;
 pub mod exit;
 pub mod find;
 pub mod follow;
@@ -16,6 +18,7 @@ pub mod gc;
 pub mod hook;
 pub mod init;
 pub mod launch;
+pub mod log_options;
 pub mod logs;
 pub mod monitor;
 pub mod names;
@@ -31,6 +34,7 @@ pub mod serve;
 pub mod signals;
 pub mod stats;
 pub mod teardown;
+pub mod verify;
 pub mod version;
 pub mod view;
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use super::attach_command::{self, AttachArgs};
 use super::container::{self, CreateArgs, EventsArgs, ExecArgs, Names, PsArgs, RmArgs, StopArgs};
 use super::exit::Failure;
 use super::hook::HookCommand;
@@ -50,7 +51,11 @@ pub enum PeopleCommand {
     /// Run a command in a running container and exit with its code
     #[command(after_help = EXEC_HELP)]
     Exec(ExecArgs),
-    /// Print the output of a container
+    /// Connect our terminal, or our streams, to a running container
+    #[command(after_help = attach_command::HELP)]
+    Attach(AttachArgs),
+    /// Print the output of a container, or audit its log
+    #[command(after_help = logs::HELP)]
     Logs(LogsArgs),
     /// List containers
     #[command(after_help = PS_HELP)]
@@ -109,6 +114,7 @@ impl PeopleCommand {
         let result = match self {
             Self::Run(args) => run::run(globals, &args).map_err(Failure::in_run),
             Self::Logs(args) => done(logs::run(globals, &args)),
+            Self::Attach(args) => attach_command::run(globals, &args).map_err(Failure::in_run),
             Self::Pod(command) => done(command.run(globals)),
             Self::Create(args) => done(container::run_create(globals, &args)),
             Self::Start(names) => done(container::run_start(globals, &names)),

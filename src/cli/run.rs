@@ -195,7 +195,12 @@ impl Threads {
             && let Some(attached) = attached.clone()
         {
             // Ends with our input or with this process: nobody can wait for a person to type.
-            spawn("input", Box::new(move || attached.copy_input()))?;
+            spawn(
+                "input",
+                Box::new(move || {
+                    attached.copy_input(None);
+                }),
+            )?;
         }
         let sink = if created.stdio == Stdio::Terminal { Sink::Print } else { Sink::Discard };
         let output = attached.clone().map(|attached| move || attached.copy_output(sink));
