@@ -379,7 +379,7 @@ struct LogAccount {
 
   struct Stream {
     readBytes @0 :UInt64;
-    # From the container.
+    # From the container, and of hooks whose lines are in its log.
     records @1 :UInt64;
     # Written to the first log that is a file, since this monitor opened it. Gap
     # records are not counted.

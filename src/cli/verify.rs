@@ -69,7 +69,8 @@ fn counters(client: &Client, id: &str) -> Result<Counted, Failure> {
 }
 
 fn last_counters(streams: &StreamStats) -> Counted {
-    let read = [streams.stdout.bytes, streams.stderr.bytes];
+    let [stdout, stderr] = streams.added;
+    let read = [streams.stdout.bytes + stdout, streams.stderr.bytes + stderr];
     Counted { read, written: streams.written, is_final: true }
 }
 

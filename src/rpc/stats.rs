@@ -42,9 +42,9 @@ pub(super) fn set_container(mut wire: wire::container_stats::Builder<'_>, stats:
 /// What a log can be audited against.
 pub(super) fn set_account(mut wire: wire::log_account::Builder<'_>, stats: &StreamStats, is_final: bool) {
     wire.set_is_final(is_final);
-    let [stdout, stderr] = stats.written;
-    set_stream(wire.reborrow().init_stdout(), stats.stdout.bytes, stdout);
-    set_stream(wire.init_stderr(), stats.stderr.bytes, stderr);
+    let ([stdout, stderr], [of_stdout, of_stderr]) = (stats.written, stats.added);
+    set_stream(wire.reborrow().init_stdout(), stats.stdout.bytes + of_stdout, stdout);
+    set_stream(wire.init_stderr(), stats.stderr.bytes + of_stderr, stderr);
 }
 
 fn set_stream(mut wire: wire::log_account::stream::Builder<'_>, read: u64, written: Sums) {

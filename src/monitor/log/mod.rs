@@ -173,6 +173,8 @@ pub struct LogSet {
     last_error: Option<String>,
     dropped: [u64; 2],
     written: Option<Both>,
+    /// Bytes of lines that are not of the container.
+    added: [u64; 2],
 }
 
 /// The end of a log, as of some moment.
@@ -313,6 +315,8 @@ impl LogSet {
         let counters = self.counters;
         let own = std::mem::take(&mut self.splitters[channel.index()]);
         let progress = self.write(channel, lines, stamp, buffers);
+        let unseen = self.rest.as_ref().map_or(0, |rest| rest.bytes.len());
+        self.added[channel.index()] += lines.len().saturating_sub(unseen) as u64;
         self.splitters[channel.index()] = own;
         self.counters = counters;
         if progress == Progress::Blocked {
@@ -420,6 +424,12 @@ impl LogSet {
             Driver::Journald(_) => None,
         });
         now.or(self.written)
+    }
+
+    /// Bytes that [`Self::add_lines`] brought into the logs, by [`Channel::index`].
+    #[must_use]
+    pub fn added(&self) -> [u64; 2] {
+        self.added
     }
 
     /// A log is a regular file.

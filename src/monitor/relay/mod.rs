@@ -224,6 +224,8 @@ pub struct StreamStats {
     pub clients: usize,
     /// What is in the first log that is a file, by channel.
     pub written: Both,
+    /// Bytes of lines in the logs that are not of the container, by channel.
+    pub added: [u64; 2],
 }
 
 /// Counters of one channel.

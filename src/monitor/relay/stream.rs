@@ -373,6 +373,7 @@ impl Stream {
             clients_cut_off: self.door.cut_off(),
             clients: self.door.clients(),
             written: self.logs.written().unwrap_or_default(),
+            added: self.logs.added(),
         }
     }
 }

@@ -700,7 +700,7 @@ pub struct LogAccount {
 /// What was read of one stream, and what its log holds of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamAccount {
-    /// Bytes read from the container.
+    /// Bytes read from the container, and of hooks whose lines are in its log.
     pub read_bytes: u64,
     /// Records in the first log that is a file, since the server opened it.
     pub records: u64,
