@@ -401,6 +401,10 @@ pub const SECCOMP_ARRIVALS_MAX: usize = 64;
 /// Listeners of one pod: one for each container and for each exec that runs.
 pub const SECCOMP_SESSIONS_MAX: usize = 4096;
 
+/// Bytes of all their descriptions together. Each exec brings its container's
+/// annotations again.
+pub const SECCOMP_SESSIONS_BYTES_MAX: usize = 32 << 20;
+
 /// Calls of one listener, and of one pod, that wait for a verdict. Beyond it the
 /// kernel keeps them; each of ours ends at a deadline and makes room.
 pub const SECCOMP_SESSION_CALLS_MAX: usize = 1024;

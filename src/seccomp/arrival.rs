@@ -20,8 +20,8 @@ use tokio::time::timeout;
 use super::broker::Broker;
 use super::state::{ProcessState, StateError};
 use crate::limits::{
-    ACCEPT_PAUSE, FDS_PER_MESSAGE_MAX, SECCOMP_ARRIVALS_MAX, SECCOMP_SESSIONS_MAX, SECCOMP_STATE_BYTES_MAX,
-    SECCOMP_STATE_TIMEOUT,
+    ACCEPT_PAUSE, FDS_PER_MESSAGE_MAX, SECCOMP_ARRIVALS_MAX, SECCOMP_SESSIONS_BYTES_MAX,
+    SECCOMP_SESSIONS_MAX, SECCOMP_STATE_BYTES_MAX, SECCOMP_STATE_TIMEOUT,
 };
 use crate::sys::process::now_ns;
 use crate::sys::seccomp::is_listener;
@@ -66,7 +66,10 @@ pub enum ArrivalError {
         expected: String,
     },
     /// Too many listeners.
-    #[error("there are {SECCOMP_SESSIONS_MAX} seccomp listeners in this pod already")]
+    #[error(
+        "there are {SECCOMP_SESSIONS_MAX} seccomp listeners in this pod already, or their descriptions \
+         take more than {SECCOMP_SESSIONS_BYTES_MAX} bytes"
+    )]
     TooMany,
 }
 

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use super::builtin;
 use super::call::Pending;
+use super::live::Live;
 use super::notification::{Session, SessionId};
 use super::plugin::{Plugin, Registration};
 use super::recording::Recordings;
@@ -39,7 +40,7 @@ use super::verdict::{OnFailure, Verdict};
 use super::worker::Workers;
 use crate::limits::{
     SECCOMP_CALLS_MAX, SECCOMP_CHANGES_QUEUE_MAX, SECCOMP_COUNTED_CALLS_MAX, SECCOMP_REGISTRATIONS_MAX,
-    SECCOMP_SESSION_CALLS_MAX, SECCOMP_SESSIONS_MAX, SECCOMP_TAPS_MAX,
+    SECCOMP_SESSION_CALLS_MAX, SECCOMP_SESSIONS_BYTES_MAX, SECCOMP_SESSIONS_MAX, SECCOMP_TAPS_MAX,
 };
 use crate::sys::seccomp as kernel;
 
@@ -95,56 +96,12 @@ pub enum RegisterError {
     TooManyObservers,
 }
 
-/// The open calls of a listener: the task of each, by the call's id, and the last
-/// one of each thread.
-#[derive(Debug, Default)]
-pub(super) struct OpenCalls {
-    tasks: BTreeMap<u64, AbortHandle>,
-    threads: HashMap<u32, u64>,
-}
-
-impl OpenCalls {
-    /// Adds a call. A thread makes one at a time: an earlier one of the same thread
-    /// was interrupted, and nobody needs its verdict any more.
-    pub(super) fn add(&mut self, id: u64, tid: u32, task: AbortHandle) {
-        self.tasks.insert(id, task);
-        if tid != 0
-            && let Some(interrupted) = self.threads.insert(tid, id).and_then(|id| self.tasks.get(&id))
-        {
-            interrupted.abort();
-        }
-    }
-
-    pub(super) fn remove(&mut self, id: u64, tid: u32) {
-        self.tasks.remove(&id);
-        if self.threads.get(&tid) == Some(&id) {
-            self.threads.remove(&tid);
-        }
-    }
-
-    /// Gives up those that `is_over`.
-    fn give_up(&self, is_over: impl Fn(u64) -> bool) {
-        for (_, task) in self.tasks.iter().filter(|(id, _)| is_over(**id)) {
-            task.abort();
-        }
-    }
-}
-
-/// A listener and what is open of it.
-#[derive(Debug)]
-pub(super) struct Live {
-    pub(super) session: Rc<Session>,
-    pub(super) listener: Rc<OwnedFd>,
-    /// Calls that wait for a verdict of a task.
-    pub(super) open: RefCell<OpenCalls>,
-    /// Who can want its calls, and of which [`State::version`] that is.
-    routes: RefCell<(u64, Rc<[Rc<Route>]>)>,
-}
-
 /// What a successor would have to know.
 #[derive(Debug, Default)]
 struct State {
     sessions: BTreeMap<SessionId, Rc<Live>>,
+    /// What their descriptions take.
+    bytes: usize,
     /// In the order in which they are asked.
     routes: Vec<Rc<Route>>,
     /// Changes with every change of `routes`.
@@ -425,6 +382,11 @@ impl Broker {
         }
         state.last += 1;
         let session = Rc::new(describe(SessionId(state.last)));
+        let bytes = state.bytes.saturating_add(session.bytes());
+        if bytes > SECCOMP_SESSIONS_BYTES_MAX {
+            return Err(listener);
+        }
+        state.bytes = bytes;
         let live = Rc::new(Live {
             session: Rc::clone(&session),
             listener: Rc::new(listener),
@@ -440,7 +402,11 @@ impl Broker {
 
     /// Lets a listener go whose last process has ended.
     pub(super) fn end(&self, live: &Live) {
-        self.state.borrow_mut().sessions.remove(&live.session.id);
+        let mut state = self.state.borrow_mut();
+        if state.sessions.remove(&live.session.id).is_some() {
+            state.bytes = state.bytes.saturating_sub(live.session.bytes());
+        }
+        drop(state);
         live.open.borrow().give_up(|_| true);
         self.tell(Change::Ended(live.session.id));
     }
@@ -464,7 +430,7 @@ impl Broker {
 
     /// Whether another call of `live` can be received.
     pub(super) fn has_room(&self, live: &Live) -> bool {
-        self.open.get() < SECCOMP_CALLS_MAX && live.open.borrow().tasks.len() < SECCOMP_SESSION_CALLS_MAX
+        self.open.get() < SECCOMP_CALLS_MAX && live.open.borrow().count() < SECCOMP_SESSION_CALLS_MAX
     }
 
     /// Gives up calls whose threads do not wait any more: the kernel does not tell.
@@ -563,5 +529,32 @@ impl Broker {
                 })
             }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seccomp::select::tests::session;
+
+    /// Not a listener: nothing is asked of it here.
+    fn fd() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn descriptions_have_a_bound_together_and_what_ends_makes_room() {
+        let (stops, _requests) = mpsc::unbounded_channel();
+        let broker = Broker::new("p", stops);
+        let big = "x".repeat(SECCOMP_SESSIONS_BYTES_MAX / 2 - 100);
+        let begin = || broker.begin(fd(), |id| Session { id, ..session("c", &big) });
+        let (first, _second) = (begin().unwrap(), begin().unwrap());
+        begin().unwrap_err();
+        broker.end(&first);
+        // Twice is once.
+        broker.end(&first);
+        begin().unwrap();
+        begin().unwrap_err();
+        assert_eq!(broker.sessions().len(), 2);
     }
 }

@@ -7,7 +7,8 @@ use std::rc::Rc;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
 
-use super::broker::{Broker, Live};
+use super::broker::Broker;
+use super::live::Live;
 use super::notification::Notification;
 use super::plugin::PluginFailure;
 use super::route::{RegistrationId, Route};

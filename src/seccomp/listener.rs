@@ -9,7 +9,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
-use super::broker::{Broker, Live};
+use super::broker::Broker;
+use super::live::Live;
 use super::stats::count;
 use crate::limits::SECCOMP_SWEEP_PERIOD;
 use crate::sys::seccomp as kernel;

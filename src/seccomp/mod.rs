@@ -21,6 +21,7 @@ mod call;
 pub mod decode;
 pub mod lint;
 mod listener;
+mod live;
 pub mod notification;
 pub mod plugin;
 pub mod recording;

@@ -36,6 +36,15 @@ pub struct Session {
     pub since_ns: u64,
 }
 
+impl Session {
+    /// Bytes of its texts.
+    pub(super) fn bytes(&self) -> usize {
+        let maps = self.annotations.iter().chain(&self.labels);
+        let texts: usize = maps.map(|(key, value)| key.len() + value.len()).sum();
+        texts + self.container.len() + self.metadata.len() + self.bundle.as_os_str().len()
+    }
+}
+
 /// A call that waits for an answer (`struct seccomp_notif`, seccomp_unotify(2)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
