@@ -110,6 +110,12 @@ fn parse_failure(text: &str) -> Result<OnFailure, String> {
 struct Answer {
     verdict: Verdict,
     delay: Duration,
+    is_listener: bool,
+}
+
+/// Whoever started this waits for the line; nobody needs it otherwise.
+fn say_registered() {
+    writeln!(std::io::stdout(), "registered").ok();
 }
 
 impl Plugin for Answer {
@@ -121,8 +127,10 @@ impl Plugin for Answer {
     }
 
     fn synchronise(&self, _: &[crate::rpc::plugin::client::Session]) {
-        // Whoever started this waits for the line; nobody needs it otherwise.
-        writeln!(std::io::stdout(), "registered").ok();
+        // One that dials in says so when it is so.
+        if self.is_listener {
+            say_registered();
+        }
     }
 }
 
@@ -144,13 +152,15 @@ pub(super) fn run(args: AnswerArgs) -> Result<(), Failure> {
     };
     request.selector.comparisons = args.conditions;
     request.selector.containers = args.containers;
-    let answer = Answer { verdict: args.verdict, delay: Duration::from_millis(args.delay) };
     let (socket, is_listener) = (args.socket, args.listen);
+    let answer = Answer { verdict: args.verdict, delay: Duration::from_millis(args.delay), is_listener };
     let ended = run_plugin(async move {
         if is_listener {
             return listen(&socket, request, answer).await;
         }
-        dial_in(&socket, request, answer).await?.ended().await
+        let plugged = dial_in(&socket, request, answer).await?;
+        say_registered();
+        plugged.ended().await
     });
     Ok(ended?)
 }
