@@ -134,7 +134,13 @@ impl Leaf {
         let write = |path: &Path| OpenOptions::new().write(true).open(path).map(OwnedFd::from);
         let mut open = tasks.iter().map(|path| write(path)).collect::<io::Result<Vec<_>>>()?;
         let cgroup = match self.version {
-            Version::Two => Some(File::open(&self.directory)?.into()),
+            Version::Two => {
+                let kind = fs::read_to_string(self.directory.join("cgroup.type"))?;
+                if kind.trim() != "domain" {
+                    return Err(io::Error::other(format!("its cgroup would be {}", kind.trim())));
+                }
+                Some(File::open(&self.directory)?.into())
+            }
             Version::One => {
                 open.push(write(&self.directory.join("tasks"))?);
                 None

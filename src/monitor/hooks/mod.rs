@@ -25,6 +25,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::hook::order::{Cycle, order};
@@ -74,7 +75,7 @@ pub struct Hooks {
     leaves: RefCell<Vec<Leaf>>,
     leaf_count: Cell<u64>,
     /// When all hooks must have ended, once the pod is on its way out.
-    parting: Cell<Option<Instant>>,
+    parting: watch::Sender<Option<Instant>>,
     /// The pods' namespaces, as they were last read: every occasion needs them.
     sandboxes: RefCell<Option<Rc<Vec<Record>>>>,
     /// Pods that were told of their end.
@@ -93,7 +94,23 @@ impl Hooks {
 
     /// The pod is ended at once: hooks get a short time, all together.
     pub(in crate::monitor) fn part(&self) {
-        self.parting.set(Some(Instant::now() + HOOKS_PARTING_MAX));
+        self.parting.send_replace(Some(Instant::now() + HOOKS_PARTING_MAX));
+    }
+
+    /// Waits until `deadline`, or until all hooks must have ended.
+    async fn out_of_time(&self, deadline: Instant) {
+        let mut parting = self.parting.subscribe();
+        let earlier = async {
+            match parting.wait_for(Option::is_some).await.map(|at| *at) {
+                Ok(Some(at)) => tokio::time::sleep_until(at).await,
+                // The sender is a field of `self`: it outlives this.
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(deadline) => {}
+            () = earlier => {}
+        }
     }
 
     /// The pods' namespaces are others now.

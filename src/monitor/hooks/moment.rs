@@ -143,7 +143,17 @@ impl Monitor {
             return Ok(());
         }
         let turn = Rc::clone(&container.hooks.turn);
-        let _turn = turn.lock().await;
+        let _turn = match deadline {
+            None => turn.lock().await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, turn.lock()).await {
+                Ok(turn) => turn,
+                // A stop waits no longer than it may, whatever an earlier hook does.
+                Err(_) => {
+                    ::log::warn!("container {}: no time is left for its hooks at {stage}", container.id);
+                    return Ok(());
+                }
+            },
+        };
         let mut occasion = self.occasion_of_container(stage, Rc::clone(container));
         occasion.deadline = deadline;
         self.run_stage(&Rc::new(occasion)).await.map(drop)

@@ -98,7 +98,7 @@ impl Monitor {
         let exit = tokio::select! {
             exit = running.child.exited() => Some(exit),
             () = read_both(stdout, stderr) => None,
-            () = tokio::time::sleep_until(deadline) => None,
+            () = self.hooks.out_of_time(deadline) => None,
         };
         let mut killed = 0;
         let mut outcome = Outcome::TimedOut(limit);

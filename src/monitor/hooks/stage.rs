@@ -141,7 +141,7 @@ impl Monitor {
     /// its way out. `None` if nothing is.
     fn limit(&self, known: &Known, occasion: &Occasion) -> Option<std::time::Duration> {
         let now = Instant::now();
-        let others = [occasion.deadline, self.hooks.parting.get()].into_iter().flatten().min();
+        let others = [occasion.deadline, *self.hooks.parting.borrow()].into_iter().flatten().min();
         let own = known.limit();
         let left = others.map_or(own, |at| at.saturating_duration_since(now).min(own));
         (!left.is_zero()).then_some(left)
