@@ -110,6 +110,9 @@ pub const LOG_RETRY_MAX: Duration = Duration::from_millis(500);
 /// entries are dropped.
 pub const JOURNAL_STALL_MAX: Duration = Duration::from_secs(1);
 
+/// Bytes of the reason in a gap record: a sentence.
+pub const LOG_GAP_REASON_BYTES_MAX: usize = 200;
+
 /// Bytes read from a container at a time, into a buffer that all streams share.
 pub const RELAY_READ_BYTES: usize = 256 << 10;
 

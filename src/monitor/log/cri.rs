@@ -8,17 +8,11 @@
 //! Payload bytes are written as they are. No payload holds a newline, so a
 //! newline always ends a record.
 //!
-//! Where bytes could not be kept, a *gap record* says so. It is an ordinary record
-//! of the stream that lost them, so that every reader shows it where it happened:
-//!
-//! ```text
-//! 2026-11-23T01:02:03.123456789Z stdout F [podinit: 4096 bytes and 12 lines of stdout lost: No space left on device]\n
-//! ```
+//! Where bytes could not be kept, a gap record says so: see [`gap`](super::gap).
 
 use super::batch::{Batch, Gather};
-use super::loss::Loss;
 use super::split::{Record, Tag};
-use super::stamp::{STAMP_BYTES, Stamp};
+use super::stamp::STAMP_BYTES;
 
 /// ` stdout F ` and the newline.
 const TAGS_BYTES: usize = 11;
@@ -48,13 +42,4 @@ fn head(batch: &Batch<'_>, tag: Tag) -> [u8; OVERHEAD_BYTES - 1] {
 #[must_use]
 pub fn encoded_bytes(record: &Record) -> usize {
     record.payload_bytes() + OVERHEAD_BYTES
-}
-
-/// A gap record.
-#[must_use]
-pub fn gap(stamp: &Stamp, loss: &Loss) -> Vec<u8> {
-    let name = loss.channel.name();
-    let mut line = stamp.to_vec();
-    line.extend_from_slice(format!(" {name} F {}\n", loss.sentence()).as_bytes());
-    line
 }

@@ -25,7 +25,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::batch::{Batch, Channel, Gather, Written};
-use super::loss::Loss;
+use super::gap::Gap;
 use super::split::{Record, Tag};
 use super::stamp::{Stamper, Timestamp};
 use super::{Amount, LogError, Progress, cri, json};
@@ -65,11 +65,11 @@ impl Format {
         }
     }
 
-    fn gap(self, loss: &Loss) -> Vec<u8> {
+    fn gap(self, gap: &Gap) -> Vec<u8> {
         let stamp = Stamper::default().render(Timestamp::now());
         match self {
-            Self::Cri => cri::gap(&stamp, loss),
-            Self::Json => json::gap(&stamp, loss),
+            Self::Cri => gap.to_cri(&stamp),
+            Self::Json => gap.to_json(&stamp),
         }
     }
 }
@@ -290,8 +290,8 @@ impl FileSink {
         let mut gaps = if self.torn { vec![b'\n'] } else { Vec::new() };
         for (channel, Amount { bytes, lines }) in Channel::ALL.into_iter().zip(lost) {
             if bytes > 0 || lines > 0 {
-                let reason = self.last_error.clone().unwrap_or_default();
-                gaps.extend_from_slice(&self.format.gap(&Loss { channel, bytes, lines, reason }));
+                let reason = self.last_error.as_deref().unwrap_or_default();
+                gaps.extend_from_slice(&self.format.gap(&Gap::new(channel, bytes, lines, reason)));
             }
         }
         // The log that has failed may fail again; the counters tell the loss in any case.
@@ -571,16 +571,6 @@ mod tests {
             files.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(records.len(), 3);
         assert_eq!(records[0]["log"], "\"quoted\"\n");
-    }
-
-    #[test]
-    fn gap_records_are_records() {
-        let loss = Loss { channel: Channel::Stderr, bytes: 7, lines: 2, reason: "disk\nfull".to_owned() };
-        let cri = cri::gap(STAMP, &loss);
-        let record = reader::parse(cri.strip_suffix(b"\n").unwrap()).unwrap();
-        assert_eq!(record.payload, b"[podinit: 7 bytes and 2 lines of stderr lost: disk full]");
-        let json: serde_json::Value = serde_json::from_slice(&json::gap(STAMP, &loss)).unwrap();
-        assert_eq!((json["lost"]["bytes"].as_u64(), json["stream"].as_str()), (Some(7), Some("stderr")));
     }
 
     proptest! {

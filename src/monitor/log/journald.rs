@@ -24,7 +24,7 @@ use rustix::net::{
 };
 
 use super::batch::{Batch, Channel};
-use super::loss::Loss;
+use super::gap::Gap;
 use super::split::{Place, Record, Tag};
 use super::{LogError, Progress};
 use crate::limits::{JOURNAL_STALL_MAX, LOG_RETRY_MIN};
@@ -124,7 +124,7 @@ pub struct JournaldSink {
     waiting_since: Option<Instant>,
     retry_at: Option<Instant>,
     /// What was dropped since the journal last took something.
-    losses: [Option<Loss>; 2],
+    losses: [Option<Gap>; 2],
     /// Payload bytes dropped in all.
     dropped: [u64; 2],
     write_errors: u64,
@@ -235,12 +235,8 @@ impl JournaldSink {
         let reason = std::io::Error::from(errno).to_string();
         self.write_errors += 1;
         self.dropped[record.channel.index()] += record.payload as u64;
-        let loss = self.losses[record.channel.index()].get_or_insert_with(|| Loss {
-            channel: record.channel,
-            bytes: 0,
-            lines: 0,
-            reason: reason.clone(),
-        });
+        let loss = self.losses[record.channel.index()]
+            .get_or_insert_with(|| Gap::new(record.channel, 0, 0, &reason));
         loss.bytes += record.payload as u64;
         loss.lines += u64::from(record.tag == Tag::Full);
         self.last_error = Some(reason);
@@ -248,10 +244,13 @@ impl JournaldSink {
 
     fn tell_losses(&mut self) -> Result<(), Errno> {
         for channel in Channel::ALL {
-            let Some(loss) = &self.losses[channel.index()] else { continue };
+            let Some(gap) = &self.losses[channel.index()] else { continue };
             let mut datagram = Vec::new();
-            field(&mut datagram, "MESSAGE", &[loss.sentence().as_bytes(), b"\n"]);
+            field(&mut datagram, "MESSAGE", &[gap.sentence().as_bytes(), b"\n"]);
             field(&mut datagram, "PRIORITY", &[b"4"]);
+            for (name, value) in gap.journal_fields() {
+                field(&mut datagram, name, &[value.as_bytes()]);
+            }
             datagram.extend_from_slice(&self.identity);
             self.send(&datagram)?;
             self.losses[channel.index()] = None;
@@ -419,8 +418,10 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let journal = Journal { directory, socket };
         assert_eq!(write(&mut sink, &[b"back"]), Progress::Kept);
-        let told = String::from_utf8(journal.receive().unwrap().remove("MESSAGE").unwrap()).unwrap();
-        assert!(told.starts_with("[podinit: 7 bytes and 2 lines of stdout lost: "), "{told}");
+        let mut told = journal.receive().unwrap();
+        assert_eq!((&told["PODINIT_GAP_BYTES"][..], &told["PODINIT_GAP_LINES"][..]), (&b"7"[..], &b"2"[..]));
+        let told = String::from_utf8(told.remove("MESSAGE").unwrap()).unwrap();
+        assert!(told.starts_with("podinit: 7 bytes in 2 lines of stdout are missing: "), "{told}");
         assert_eq!(journal.receive().unwrap()["MESSAGE"], b"back\n");
     }
 

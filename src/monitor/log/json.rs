@@ -15,9 +15,8 @@
 //! pieces have a `raw`.
 
 use super::batch::{Batch, Gather, SCRATCH_BYTES};
-use super::loss::Loss;
 use super::split::{Record, Tag};
-use super::stamp::{STAMP_BYTES, Stamp};
+use super::stamp::STAMP_BYTES;
 use crate::limits::LOG_RECORD_BYTES_MAX;
 
 const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
@@ -156,23 +155,16 @@ fn base64(payload: &[u8], tag: Tag, out: &mut impl Sink) {
     }
 }
 
-/// A gap record: a line of the stream that lost bytes, with the counts as fields.
-#[must_use]
-pub fn gap(stamp: &Stamp, loss: &Loss) -> Vec<u8> {
-    let mut line = b"{\"log\":\"".to_vec();
-    let _exact = escape(loss.sentence().as_bytes(), &mut line);
-    let (bytes, lines, stream) = (loss.bytes, loss.lines, loss.channel.name());
-    line.extend_from_slice(
-        format!("\\n\",\"lost\":{{\"bytes\":{bytes},\"lines\":{lines}}},\"stream\":\"{stream}").as_bytes(),
-    );
-    end(stamp, &mut line);
-    line
+/// Appends `text` as the inside of a JSON string.
+pub(super) fn escape_text(text: &str, out: &mut Vec<u8>) {
+    let _exact = escape(text.as_bytes(), out);
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::batch::Channel;
     use super::super::split::Place;
+    use super::super::stamp::Stamp;
     use super::*;
     use proptest::prelude::*;
 

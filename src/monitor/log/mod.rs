@@ -25,9 +25,9 @@
 pub mod batch;
 pub mod cri;
 pub mod file;
+pub mod gap;
 pub mod journald;
 pub mod json;
-pub mod loss;
 pub mod reader;
 pub mod split;
 pub mod stamp;
