@@ -120,6 +120,20 @@ pub const RELAY_READ_BYTES: usize = 256 << 10;
 /// than the pauses within a burst, so that a burst pays for its pages once.
 pub const RELAY_REST: Duration = Duration::from_secs(1);
 
+/// How long a write to a log may take before another thread attends to the other
+/// containers: longer than a write to a file system that works takes, shorter than
+/// what anybody notices.
+pub const RELAY_TAKEOVER: Duration = Duration::from_millis(10);
+
+/// Threads of one relay: one leads, and one is stuck for each log that is. Pods
+/// have fewer containers than that.
+pub const RELAY_THREADS_MAX: usize = 64;
+
+/// How long the end of a container waits for a write to its log that the kernel
+/// has not finished: longer than a slow disk takes, shorter than [`DRAIN_MAX`].
+pub const LOG_END_MAX: Duration = Duration::from_secs(5);
+const _: () = assert!(LOG_END_MAX.as_secs() < DRAIN_MAX.as_secs());
+
 /// What a container's output pipe is enlarged to: it sleeps less often, and so
 /// does the relay.
 pub const RELAY_PIPE_BYTES: usize = 256 << 10;

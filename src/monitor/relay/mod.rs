@@ -4,13 +4,15 @@
 //!   RPC, life cycle                │           relay thread
 //!                                  │
 //!   Relay::open ─────────┐         │  epoll ─► read ─► capture (exec)
-//!   Relay::finish ───────┤ channel │                ├► LogSet ─► file, journal
-//!   Relay::attach ───────┼─────────┼─► commands     └► attach clients
+//!   Relay::finish ───────┤ channel │                ├► attach clients
+//!   Relay::attach ───────┼─────────┼─► commands     └► job: LogSet ─► file, journal
 //!   Relay::stats … ──────┘ eventfd │  clients ─► stdin of the container
 //! ```
 //!
-//! One thread, no async runtime, and nothing shared with the control side but a
-//! command channel: a slow RPC client never delays a byte. Every descriptor is
+//! One thread leads at a time, no async runtime, and nothing shared with the
+//! control side but a command channel: a slow RPC client never delays a byte. A
+//! write that takes long keeps its thread, and another one leads (`lead`): a slow
+//! disk never delays another container. Every descriptor is
 //! non-blocking on our end and watched level-triggered, and a turn reads at most
 //! one buffer, so the streams take turns as epoll names them. The read buffer and
 //! what the logs gather are shared by all streams; a stream owns heap only while
@@ -20,7 +22,7 @@
 //!
 //! | lagging | what happens |
 //! | --- | --- |
-//! | a log that cannot be written | the container's output is not read until it can ([`log`](super::log)) |
+//! | a log that cannot be written, or is slow | the container's output is not read until it can ([`log`](super::log)) |
 //! | an attached client | see [`attach`]: a bounded queue, a short bounded wait, then it is cut off |
 //! | the container's stdin | attached clients are not read until it takes what they sent |
 //! | a captured exec | nobody: what is beyond the cap is dropped and counted |
@@ -50,6 +52,8 @@
 pub mod attach;
 mod capture;
 mod engine;
+mod job;
+mod lead;
 mod poll;
 mod queue;
 mod stdin;
@@ -69,6 +73,7 @@ pub use capture::Captured;
 
 use crate::monitor::log::{LogError, LogSet};
 use engine::{Command, Engine};
+use lead::Seat;
 use poll::Poll;
 use stream::Stream;
 
@@ -241,9 +246,10 @@ impl Relay {
         let wake = Arc::new(rustix::event::eventfd(0, flags).map_err(failed)?);
         let (sender, receiver) = channel();
         let engine = Engine::new(poll.clone(), Arc::clone(&wake), receiver).map_err(failed)?;
+        let (engine, seat) = (Box::new(engine), Seat::new(Arc::clone(&wake)));
         std::thread::Builder::new()
             .name("relay".to_owned())
-            .spawn(move || engine.run())
+            .spawn(move || seat.lead(engine))
             .map_err(RelayError::Start)?;
         let inner = Inner { commands: Some(sender), poll, wake, ids: AtomicU64::new(1) };
         Ok(Self { inner: Arc::new(inner) })
