@@ -129,6 +129,21 @@ pub const RELAY_TAKEOVER: Duration = Duration::from_millis(10);
 /// have fewer containers than that.
 pub const RELAY_THREADS_MAX: usize = 64;
 
+/// Bytes kept of a container's output while its log cannot be written and the
+/// container shall not wait, unless configured: some ten thousand lines.
+pub const LOG_BUFFER_BYTES: usize = 1 << 20;
+
+/// The most that can be configured: no container shall take the node's memory.
+pub const LOG_BUFFER_BYTES_MAX: usize = 64 << 20;
+
+/// A container whose output is held back because of its rate is read when so much
+/// may come as in this time: often enough to look steady, seldom enough to cost
+/// nothing.
+pub const LOG_RATE_STEP: Duration = Duration::from_millis(50);
+
+/// The least time between two events that tell of missing output of one container.
+pub const LOG_NOTICE_PAUSE: Duration = Duration::from_secs(10);
+
 /// How long the end of a container waits for a write to its log that the kernel
 /// has not finished: longer than a slow disk takes, shorter than [`DRAIN_MAX`].
 pub const LOG_END_MAX: Duration = Duration::from_secs(5);

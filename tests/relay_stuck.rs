@@ -6,11 +6,12 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use podinit::monitor::log::limit::{LogLimits, WhenStuck};
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
-use podinit::monitor::relay::{Attach, Drained, Open, Output, Relay, StreamId, StreamStats};
+use podinit::monitor::relay::{Attach, Drained, Notice, Open, Output, Relay, StreamId, StreamStats};
 use rustix::net::SocketType;
 
 #[path = "common/fuse.rs"]
@@ -50,11 +51,25 @@ impl<'a> Container<'a> {
     }
 
     fn wait_for_lines(&self, count: u64) {
+        self.wait_for(|stats| stats.stdout.lines >= count);
+    }
+
+    fn wait_for(&self, reached: impl Fn(&StreamStats) -> bool) -> StreamStats {
         let until = Instant::now() + DEADLINE;
-        while self.stats().stdout.lines < count {
-            assert!(Instant::now() < until, "{:?}", self.stats());
+        loop {
+            let stats = self.stats();
+            if reached(&stats) {
+                return stats;
+            }
+            assert!(Instant::now() < until, "{stats:?}");
             std::thread::yield_now();
         }
+    }
+
+    fn limit(&self, limits: LogLimits) {
+        let (reply, set) = channel();
+        self.relay.set_limits(self.id, limits, Box::new(move |answer| reply.send(answer).unwrap()));
+        set.recv_timeout(DEADLINE).unwrap().unwrap();
     }
 
     fn exit(mut self, grace: Duration) -> Drained {
@@ -71,10 +86,21 @@ fn lines(log: &[u8]) -> Vec<String> {
     text.lines().map(|line| line.split_once(" stdout F ").unwrap().1.to_owned()).collect()
 }
 
+/// Payload bytes (without newlines) and lines that the gap records of a log tell.
+fn missing(log: &str) -> (u64, u64) {
+    let gaps = log.lines().filter_map(|line| line.split_once(" stdout F:gap podinit: "));
+    let numbers = gaps.map(|(_, text)| {
+        let words: Vec<&str> = text.split(' ').collect();
+        (words[0].parse::<u64>().unwrap(), words[3].parse::<u64>().unwrap())
+    });
+    numbers.fold((0, 0), |sum, gap| (sum.0 + gap.0, sum.1 + gap.1))
+}
+
 struct Scene {
     directory: tempfile::TempDir,
     disk: SlowDisk,
     relay: Relay,
+    notices: Receiver<Notice>,
 }
 
 impl Scene {
@@ -83,7 +109,10 @@ impl Scene {
         let mounted = directory.path().join("disk");
         std::fs::create_dir(&mounted).unwrap();
         let disk = SlowDisk::mount(&mounted);
-        Self { directory, disk, relay: Relay::start().unwrap() }
+        let (told, notices) = channel();
+        let told = std::sync::Mutex::new(told);
+        let tell = move |_, notice| drop(told.lock().unwrap().send(notice));
+        Self { directory, disk, relay: Relay::start_telling(Box::new(tell)).unwrap(), notices }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -177,5 +206,44 @@ fn many_stuck_logs_cost_a_healthy_one_nothing_and_their_threads_end() {
     while relay_threads() > 3 {
         assert!(Instant::now() < until, "{} threads", relay_threads());
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn container_that_shall_not_wait_goes_on_and_the_log_tells_what_it_lost() {
+    for when_stuck in [WhenStuck::DropOldest, WhenStuck::DropNewest] {
+        let scene = Scene::new();
+        let mut container = Container::new(&scene.relay, &scene.disk.log());
+        container.limit(LogLimits { when_stuck, buffer_bytes: 100_000, ..LogLimits::default() });
+        container.print("first\n");
+        scene.disk.wait_for_a_write();
+        // Far more than pipe and buffer hold: none of it may wait.
+        let line = |number: u32| format!("line {number} {}\n", "x".repeat(100));
+        let (count, mut printed) = (20_000, 6);
+        for number in 0..count {
+            container.print(&line(number));
+            printed += line(number).len() as u64;
+        }
+        let stats = container.wait_for(|stats| stats.stdout.bytes == printed);
+        assert!(stats.buffered <= 101_000 && stats.stdout.dropped > 1_000_000, "{stats:?}");
+        scene.disk.release();
+        container.wait_for(|stats| stats.buffered == 0);
+        container.print("last\n");
+        let drained = container.exit(DEADLINE);
+        assert!(!drained.complete);
+
+        let log = String::from_utf8(scene.disk.content()).unwrap();
+        let (bytes, lost) = missing(&log);
+        assert_eq!(bytes, drained.stats.stdout.dropped);
+        let kept: Vec<&str> =
+            log.lines().filter_map(|line| line.split_once(" stdout F ")).map(|(_, text)| text).collect();
+        assert_eq!(kept.len() as u64 + lost, u64::from(count) + 2);
+        assert_eq!(drained.stats.stdout.lines, u64::from(count) + 2);
+        assert_eq!((kept[0], kept[kept.len() - 1]), ("first", "last"));
+        let newest = line(count - 1);
+        let has_newest = kept.contains(&newest.trim_end());
+        assert_eq!(has_newest, when_stuck == WhenStuck::DropOldest);
+        let told = scene.notices.try_iter().filter(|notice| matches!(notice, Notice::Gap(_))).count();
+        assert!((1..=2).contains(&told), "{told}");
     }
 }

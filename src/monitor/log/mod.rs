@@ -28,7 +28,9 @@ pub mod file;
 pub mod gap;
 pub mod journald;
 pub mod json;
+pub mod limit;
 pub mod reader;
+pub mod ring;
 pub mod split;
 pub mod stamp;
 

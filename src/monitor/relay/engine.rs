@@ -14,11 +14,13 @@ use rustix::io::Errno;
 
 use super::job::{Done, Job, Shared};
 use super::lead::Seat;
+use super::pace::PodPace;
 use super::poll::{self, Poll, Token};
 use super::stream::Stream;
-use super::{Attach, Captured, Drained, RelayError, Reply, StreamId, StreamStats};
+use super::{Attach, Captured, Drained, RelayError, Reply, StreamId, StreamStats, Tell};
 use crate::limits::RELAY_REST;
 use crate::monitor::log::LogError;
+use crate::monitor::log::limit::{LogLimits, Rate};
 
 /// What the control side asks for; see [`Relay`](super::Relay).
 pub(super) enum Command {
@@ -28,6 +30,8 @@ pub(super) enum Command {
     Attach(StreamId, Attach, Reply<Result<(), RelayError>>),
     ReopenLogs(StreamId, Reply<Result<(), LogError>>),
     Stats(StreamId, Reply<Option<StreamStats>>),
+    SetLimits(StreamId, LogLimits, Reply<Result<(), RelayError>>),
+    SetPodRate(Rate),
     CaptureSoFar(StreamId, Reply<Option<Captured>>),
     AddLines(StreamId, Vec<u8>, Reply<bool>),
     Stop(Reply<()>),
@@ -42,6 +46,8 @@ impl std::fmt::Debug for Command {
             Self::Attach(..) => "Attach",
             Self::ReopenLogs(..) => "ReopenLogs",
             Self::Stats(..) => "Stats",
+            Self::SetLimits(..) => "SetLimits",
+            Self::SetPodRate(_) => "SetPodRate",
             Self::CaptureSoFar(..) => "CaptureSoFar",
             Self::AddLines(..) => "AddLines",
             Self::Stop(_) => "Stop",
@@ -89,10 +95,17 @@ pub(super) struct Engine {
     /// When the shared buffers are given back, unless something happens before.
     rest_at: Option<Instant>,
     ending: Option<Option<Reply<()>>>,
+    pod: PodPace,
+    tell: Tell,
 }
 
 impl Engine {
-    pub(super) fn new(poll: Poll, wake: Arc<OwnedFd>, commands: Receiver<Command>) -> Result<Self, Errno> {
+    pub(super) fn new(
+        poll: Poll,
+        wake: Arc<OwnedFd>,
+        commands: Receiver<Command>,
+        tell: Tell,
+    ) -> Result<Self, Errno> {
         poll.add(&*wake, Token::WAKE)?;
         Ok(Self {
             poll,
@@ -106,6 +119,8 @@ impl Engine {
             shared: None,
             rest_at: None,
             ending: None,
+            pod: PodPace::default(),
+            tell,
         })
     }
 
@@ -115,10 +130,11 @@ impl Engine {
             let job = match self.next() {
                 Next::Returned(done) => self.take_back(done),
                 Next::Ready(token, flags) => {
-                    self.act(token.stream(), |stream, shared| stream.on_event(token, flags, shared)).1
+                    self.act(token.stream(), |stream, shared, pod| stream.on_event(token, flags, shared, pod))
+                        .1
                 }
                 Next::Command(command) => self.execute(command),
-                Next::Due(id) => self.act(id, |_, _| ()).1,
+                Next::Due(id) => self.act(id, |_, _, _| ()).1,
                 Next::Nothing => {
                     if let Some(reply) = self.ending.take_if(|_| self.streams.values().all(is_closing)) {
                         return Turn::Over(reply);
@@ -200,9 +216,9 @@ impl Engine {
             self.shared = shared;
         }
         match logs {
-            Some(logs) => self.act(id, |stream, _| stream.put_back(logs)).1,
+            Some(logs) => self.act(id, |stream, _, _| stream.put_back(logs)).1,
             None => {
-                self.streams.remove(&id);
+                self.forget(id);
                 None
             }
         }
@@ -212,26 +228,29 @@ impl Engine {
     fn act<T>(
         &mut self,
         id: StreamId,
-        what: impl FnOnce(&mut Stream, &mut Shared) -> T,
+        what: impl FnOnce(&mut Stream, &mut Shared, &mut PodPace) -> T,
     ) -> (Option<T>, Option<Job>) {
         let Some(entry) = self.streams.get_mut(&id) else { return (None, None) };
         if let Some(due) = entry.due.take() {
             self.due.remove(&(due, id));
         }
-        let shared = self.shared.get_or_insert_default();
+        let (shared, pod) = (self.shared.get_or_insert_default(), &mut self.pod);
         // A bug that one container's bytes can trigger must not end the others' relay.
         let done = catch_unwind(AssertUnwindSafe(|| {
-            let result = what(&mut entry.stream, shared);
+            let result = what(&mut entry.stream, shared, pod);
             let now = Instant::now();
             entry.stream.settle(now);
             (result, entry.stream.next_work(now))
         }));
         let Ok((result, work)) = done else {
-            self.streams.remove(&id);
+            self.forget(id);
             return (None, None);
         };
+        for notice in entry.stream.take_notices() {
+            (self.tell)(id, notice);
+        }
         if entry.stream.is_over() {
-            self.streams.remove(&id);
+            self.forget(id);
             return (Some(result), None);
         }
         entry.due = entry.stream.deadline();
@@ -243,14 +262,16 @@ impl Engine {
         (Some(result), job)
     }
 
+    fn forget(&mut self, id: StreamId) {
+        if let Some(entry) = self.streams.remove(&id) {
+            self.pod.sharers -= u64::from(entry.stream.has_log());
+        }
+    }
+
     /// Like [`Self::act`] for a stream that has not been finished yet.
-    fn command<T>(
-        &mut self,
-        id: StreamId,
-        what: impl FnOnce(&mut Stream, &mut Shared) -> T,
-    ) -> (Option<T>, Option<Job>) {
+    fn command<T>(&mut self, id: StreamId, what: impl FnOnce(&mut Stream) -> T) -> (Option<T>, Option<Job>) {
         match self.streams.get(&id) {
-            Some(entry) if !entry.stream.is_closing() => self.act(id, what),
+            Some(entry) if !entry.stream.is_closing() => self.act(id, |stream, _, _| what(stream)),
             _ => (None, None),
         }
     }
@@ -259,36 +280,46 @@ impl Engine {
         match command {
             Command::Open(stream) => {
                 let id = stream.id();
+                self.pod.sharers += u64::from(stream.has_log());
                 self.streams.insert(id, Entry { stream: *stream, due: None });
                 None
             }
             Command::Finish(id, grace, reply) => {
-                self.command(id, |stream, _| stream.begin_finish(grace, reply)).1
+                self.command(id, |stream| stream.begin_finish(grace, reply)).1
             }
-            Command::Abandon(id) => self.command(id, |stream, _| stream.abandon()).1,
+            Command::Abandon(id) => self.command(id, |stream| stream.abandon()).1,
             Command::Attach(id, attach, reply) => {
                 let poll = self.poll.clone();
-                let (made, job) = self.command(id, |stream, _| stream.attach(attach, &poll));
+                let (made, job) = self.command(id, |stream| stream.attach(attach, &poll));
                 reply(made.unwrap_or(Err(RelayError::Unknown)));
                 job
             }
             Command::ReopenLogs(id, reply) => {
                 let mut reply = Some(reply);
-                let (_, job) = self.command(id, |stream, _| {
+                let (_, job) = self.command(id, |stream| {
                     reply.take().into_iter().for_each(|reply| stream.reopen_logs(reply));
                 });
                 reply.into_iter().for_each(|reply| reply(Err(LogError::Ended)));
                 job
             }
             Command::Stats(id, reply) => {
-                let (stats, job) = self.command(id, |stream, _| stream.stats());
+                let (stats, job) = self.command(id, |stream| stream.stats());
                 reply(stats);
                 job
             }
             Command::CaptureSoFar(id, reply) => {
-                let (captured, job) = self.command(id, |stream, _| stream.take_captured());
+                let (captured, job) = self.command(id, |stream| stream.take_captured());
                 reply(captured.flatten());
                 job
+            }
+            Command::SetLimits(id, limits, reply) => {
+                let (set, job) = self.command(id, |stream| stream.set_limits(limits));
+                reply(set.ok_or(RelayError::Unknown));
+                job
+            }
+            Command::SetPodRate(rate) => {
+                self.pod.set(&rate, Instant::now());
+                None
             }
             Command::Stop(reply) => {
                 self.end_all(Some(reply));
@@ -296,7 +327,7 @@ impl Engine {
             }
             Command::AddLines(id, lines, reply) => {
                 let mut reply = Some(reply);
-                let (_, job) = self.command(id, |stream, _| {
+                let (_, job) = self.command(id, |stream| {
                     if let Some(reply) = reply.take() {
                         stream.add_lines(lines, reply);
                     }

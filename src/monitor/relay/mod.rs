@@ -54,6 +54,8 @@ mod capture;
 mod engine;
 mod job;
 mod lead;
+mod logs;
+mod pace;
 mod poll;
 mod queue;
 mod stdin;
@@ -71,6 +73,8 @@ use rustix::event::EventfdFlags;
 
 pub use capture::Captured;
 
+use crate::monitor::log::gap::Gap;
+use crate::monitor::log::limit::{LogLimits, Rate};
 use crate::monitor::log::{LogError, LogSet};
 use engine::{Command, Engine};
 use lead::Seat;
@@ -79,6 +83,18 @@ use stream::Stream;
 
 /// Gets an answer, on the relay's thread: it must not block or panic.
 pub type Reply<T> = Box<dyn FnOnce(T) + Send>;
+
+/// What the relay tells by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A log cannot be written, and why. Told once until it can be again.
+    LogFailed(String),
+    /// Output is missing in a log.
+    Gap(Gap),
+}
+
+/// Gets notices, on the relay's thread: it must not block or panic.
+pub type Tell = Box<dyn Fn(StreamId, Notice) + Send>;
 
 /// Why the relay could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +212,10 @@ pub struct StreamStats {
     pub clients_cut_off: u64,
     /// Attached clients now.
     pub clients: usize,
+    /// The limits of the log.
+    pub limits: LogLimits,
+    /// Bytes that wait because a log cannot be written.
+    pub buffered: usize,
 }
 
 /// Counters of one channel.
@@ -207,8 +227,13 @@ pub struct ChannelStats {
     pub lines: u64,
     /// Log records that did not end a line.
     pub partials: u64,
-    /// Payload bytes that a log could not keep, summed over the logs.
+    /// Payload bytes that a log could not keep, summed over the logs, and those that
+    /// came too fast.
     pub dropped: u64,
+    /// Of `dropped`: bytes that came too fast.
+    pub rate_limited: u64,
+    /// How long output was not read because it came too fast, in nanoseconds.
+    pub throttled_ns: u64,
 }
 
 /// A handle of the relay. Its thread ends when the last one is dropped.
@@ -240,12 +265,20 @@ impl Relay {
     /// # Errors
     /// If the thread, its epoll instance or its eventfd cannot be made.
     pub fn start() -> Result<Self, RelayError> {
+        Self::start_telling(Box::new(|_, _| ()))
+    }
+
+    /// Starts the thread; `tell` gets what happens to logs.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_telling(tell: Tell) -> Result<Self, RelayError> {
         let failed = |errno: rustix::io::Errno| RelayError::Start(errno.into());
         let poll = Poll::new().map_err(failed)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(rustix::event::eventfd(0, flags).map_err(failed)?);
         let (sender, receiver) = channel();
-        let engine = Engine::new(poll.clone(), Arc::clone(&wake), receiver).map_err(failed)?;
+        let engine = Engine::new(poll.clone(), Arc::clone(&wake), receiver, tell).map_err(failed)?;
         let (engine, seat) = (Box::new(engine), Seat::new(Arc::clone(&wake)));
         std::thread::Builder::new()
             .name("relay".to_owned())
@@ -300,6 +333,18 @@ impl Relay {
         if let Err(Command::Stats(_, reply)) = self.try_send(Command::Stats(id, reply)) {
             reply(None);
         }
+    }
+
+    /// Sets the limits of a stream's log, from now on.
+    pub fn set_limits(&self, id: StreamId, limits: LogLimits, reply: Reply<Result<(), RelayError>>) {
+        if let Err(Command::SetLimits(_, _, reply)) = self.try_send(Command::SetLimits(id, limits, reply)) {
+            reply(Err(RelayError::Ended));
+        }
+    }
+
+    /// Sets the limit of all logs together.
+    pub fn set_pod_rate(&self, rate: Rate) {
+        self.send(Command::SetPodRate(rate));
     }
 
     /// Takes what was captured so far; nothing more is captured afterwards. `None`

@@ -26,24 +26,23 @@ use rustix::io::Errno;
 
 use super::attach::Door;
 use super::capture::{Capture, Captured};
-use super::job::{Chunk, Shared, Work};
+use super::job::{Shared, Work};
+use super::logs::Logs;
+use super::pace::PodPace;
 use super::poll::{Poll, Token, Watched};
 use super::stdin::{Kind, Stdin};
-use super::{Attach, ChannelStats, Drained, Open, Output, RelayError, Reply, StreamId, StreamStats};
+use super::{Attach, ChannelStats, Drained, Notice, Open, Output, RelayError, Reply, StreamId, StreamStats};
 use crate::limits::{LOG_END_MAX, RELAY_PIPE_BYTES, RELAY_READ_BYTES};
 use crate::monitor::log::batch::Channel;
-use crate::monitor::log::gap::Gap;
+use crate::monitor::log::limit::LogLimits;
 use crate::monitor::log::stamp::Timestamp;
-use crate::monitor::log::{Amount, LogError, LogReport, LogSet};
+use crate::monitor::log::{LogError, LogSet};
 
 /// Slots of a stream's descriptors; its channels have 0 and 1.
 const SLOT_STDIN: u32 = 2;
 
 /// The attach sockets' and clients' slots begin here.
 const SLOT_DOOR: u32 = 3;
-
-/// Why output that came when a log was stuck at the end is missing.
-const STUCK: &str = "the log took too long to write when the container ended";
 
 /// One channel's descriptor.
 #[derive(Debug)]
@@ -72,148 +71,6 @@ struct Finish {
 impl std::fmt::Debug for Finish {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Finish").field("deadline", &self.deadline).finish_non_exhaustive()
-    }
-}
-
-/// The logs of a stream, and what they are to do.
-struct Logs {
-    /// `None` while they are away with a job.
-    here: Option<Box<LogSet>>,
-    /// There is no log.
-    none: bool,
-    /// What they said when they were last here.
-    report: LogReport,
-    /// Since when they have taken nothing.
-    busy_since: Option<Instant>,
-    stall_longest: Duration,
-    /// Was read and is still in the read buffer.
-    chunk: Option<Chunk>,
-    /// The channel has ended, and the logs have not been told.
-    ended: [bool; 2],
-    reopens: Vec<Reply<Result<(), LogError>>>,
-    /// Lines that are not the container's.
-    others: Vec<(Vec<u8>, Reply<bool>)>,
-    /// Nobody waits for them any more.
-    given_up: bool,
-    undo: bool,
-    closed: bool,
-    /// What was never given to them.
-    lost: [Amount; 2],
-}
-
-impl Logs {
-    fn new(logs: LogSet) -> Self {
-        Self {
-            none: logs.is_none(),
-            report: LogReport::default(),
-            here: Some(Box::new(logs)),
-            busy_since: None,
-            stall_longest: Duration::ZERO,
-            chunk: None,
-            ended: [false; 2],
-            reopens: Vec::new(),
-            others: Vec::new(),
-            given_up: false,
-            undo: false,
-            closed: false,
-            lost: [Amount::default(); 2],
-        }
-    }
-
-    /// Whoever has lines for logs that take nothing now is told so, and does not wait.
-    fn add_lines(&mut self, lines: Vec<u8>, reply: Reply<bool>) {
-        if self.none || !self.are_ready() {
-            return reply(false);
-        }
-        self.others.push((lines, reply));
-    }
-
-    fn is_away(&self) -> bool {
-        self.here.is_none()
-    }
-
-    fn is_blocked(&self) -> bool {
-        self.report.blocked
-    }
-
-    /// They can be given output now.
-    fn are_ready(&self) -> bool {
-        self.here.is_some() && !self.report.blocked
-    }
-
-    fn put_back(&mut self, logs: Box<LogSet>, now: Instant) {
-        self.report.update(&logs);
-        self.here = Some(logs);
-        if !self.report.blocked {
-            self.stall_longest = self.stall_longest.max(self.stalls_for(now));
-            self.busy_since = None;
-        }
-    }
-
-    fn stalls_for(&self, now: Instant) -> Duration {
-        self.busy_since.map(|since| now.saturating_duration_since(since)).unwrap_or_default()
-    }
-
-    /// What is next for them, if they are here. `at_end`: no more output comes;
-    /// `late`: nobody waits for a log that cannot be written.
-    fn next_work(&mut self, now: Instant, at_end: bool, late: bool) -> Option<(Box<LogSet>, Work)> {
-        let work = self.choose(now, at_end, late)?;
-        self.busy_since.get_or_insert(now);
-        Some((self.here.take()?, work))
-    }
-
-    fn choose(&mut self, now: Instant, at_end: bool, late: bool) -> Option<Work> {
-        if self.is_away() || self.closed {
-            return None;
-        }
-        if let Some(chunk) = self.chunk.take() {
-            return Some(Work::Chunk(chunk));
-        }
-        if self.undo {
-            self.closed = true;
-            return Some(Work::Undo);
-        }
-        if !self.reopens.is_empty() {
-            return Some(Work::Reopen(std::mem::take(&mut self.reopens)));
-        }
-        if self.is_blocked() {
-            let due = self.report.retry_at.is_none_or(|at| at <= now);
-            return if late || self.given_up {
-                Some(Work::GiveUp)
-            } else if due {
-                Some(Work::Retry)
-            } else {
-                None
-            };
-        }
-        if !self.others.is_empty() {
-            return Some(Work::AddLines(std::mem::take(&mut self.others)));
-        }
-        if let Some(channel) = Channel::ALL.into_iter().find(|channel| self.ended[channel.index()]) {
-            self.ended[channel.index()] = false;
-            return Some(Work::End(channel, None));
-        }
-        if !at_end {
-            return None;
-        }
-        self.closed = true;
-        Some(Work::Close(self.gaps()))
-    }
-
-    /// In place of [`Self::next_work`] if there is no log.
-    fn do_nothing(&mut self, at_end: bool) {
-        self.closed |= at_end;
-        self.reopens.drain(..).for_each(|reply| reply(Ok(())));
-    }
-
-    fn gaps(&self) -> Vec<Gap> {
-        let gaps = Channel::ALL.into_iter().zip(self.lost);
-        let gaps = gaps.filter(|(_, lost)| *lost != Amount::default());
-        gaps.map(|(channel, lost)| Gap::new(channel, lost.bytes, lost.lines, STUCK)).collect()
-    }
-
-    fn dropped(&self, channel: Channel) -> u64 {
-        self.report.dropped[channel.index()] + self.lost[channel.index()].bytes
     }
 }
 
@@ -275,23 +132,33 @@ impl Stream {
     }
 
     /// Handles `flags` of the descriptor `token`.
-    pub(super) fn on_event(&mut self, token: Token, flags: EventFlags, shared: &mut Shared) {
+    pub(super) fn on_event(
+        &mut self,
+        token: Token,
+        flags: EventFlags,
+        shared: &mut Shared,
+        pod: &mut PodPace,
+    ) {
         match token.slot() {
-            0 => self.read(Channel::Stdout, shared),
-            1 => self.read(Channel::Stderr, shared),
+            0 => self.read(Channel::Stdout, shared, pod),
+            1 => self.read(Channel::Stderr, shared, pod),
             SLOT_STDIN => self.stdin.flush(),
             _ => self.door.on_event(token, flags, &mut self.stdin, &mut shared.read),
         }
     }
 
     /// Reads a channel once.
-    fn read(&mut self, channel: Channel, shared: &mut Shared) {
+    fn read(&mut self, channel: Channel, shared: &mut Shared, pod: &mut PodPace) {
+        let now = Instant::now();
         // An event from before something began to block.
-        if !self.may_read() {
+        if !self.may_read(channel, now) {
             return;
         }
-        let Some(source) = &mut self.sources[channel.index()] else { return };
-        let limit = source.allowance.unwrap_or(RELAY_READ_BYTES).min(RELAY_READ_BYTES);
+        // What is left when the process has exited is not much, and its end is waited for.
+        let in_time =
+            if self.finish.is_none() { self.logs.allowance(channel, now, pod) } else { RELAY_READ_BYTES };
+        let Some(source) = self.sources[channel.index()].as_mut().filter(|_| in_time > 0) else { return };
+        let limit = source.allowance.unwrap_or(RELAY_READ_BYTES).min(in_time);
         let buffer = shared.read.get_mut(..limit).unwrap_or_default();
         match rustix::io::read(&source.fd, buffer) {
             Ok(0) => self.end(channel),
@@ -299,7 +166,7 @@ impl Stream {
                 source.hung_up = false;
                 source.allowance = source.allowance.map(|left| left - count);
                 let used_up = source.allowance == Some(0);
-                self.take(channel, count, shared);
+                self.take(channel, count, now, shared, pod);
                 if used_up {
                     self.cut(channel);
                 }
@@ -315,19 +182,18 @@ impl Stream {
     }
 
     /// `count` bytes of `channel` are in the read buffer.
-    fn take(&mut self, channel: Channel, count: usize, shared: &mut Shared) {
+    fn take(&mut self, channel: Channel, count: usize, now: Instant, shared: &mut Shared, pod: &mut PodPace) {
         let chunk = shared.read.get(..count).unwrap_or_default();
         self.bytes[channel.index()] += count as u64;
         if let Some(capture) = &mut self.capture {
             capture.push(channel, chunk);
         }
-        if self.logs.none {
+        if self.logs.is_none() {
             self.lines[channel.index()] += memchr::memchr_iter(b'\n', chunk).count() as u64;
-        } else if self.logs.are_ready() {
-            let stamp = shared.stamper.render(Timestamp::now());
-            self.logs.chunk = Some(Chunk { channel, range: 0..count, stamp, gap: None });
         } else {
-            self.logs.lost[channel.index()].add(Amount::of_output(chunk));
+            let stamp = shared.stamper.render(Timestamp::now());
+            let pod = self.finish.is_none().then_some(pod);
+            self.logs.take(channel, chunk, &stamp, now, pod);
         }
         // What a client sees is kept, or about to be.
         self.door.broadcast(channel, chunk);
@@ -336,13 +202,16 @@ impl Stream {
     /// Nothing more is read from `channel`.
     fn end(&mut self, channel: Channel) {
         self.sources[channel.index()] = None;
-        self.logs.ended[channel.index()] = true;
+        self.logs.channel_ended(channel);
     }
 
-    /// Whether output is to be read now.
-    fn may_read(&self) -> bool {
-        let clients_keep_up = self.finish.is_some() || !self.door.holds_back();
-        clients_keep_up && (self.logs.are_ready() || self.logs.given_up)
+    /// Whether `channel` is to be read now.
+    fn may_read(&self, channel: Channel, now: Instant) -> bool {
+        if !self.logs.may_take() {
+            return false;
+        }
+        let paused = self.logs.paused_until(channel).is_some_and(|until| until > now);
+        self.finish.is_some() || !(paused || self.door.holds_back())
     }
 
     pub(super) fn begin_finish(&mut self, grace: Duration, reply: Reply<Drained>) {
@@ -363,22 +232,23 @@ impl Stream {
     /// What is due at `now`. To be called after everything else that happened.
     pub(super) fn settle(&mut self, now: Instant) {
         self.door.on_time(now, &mut self.stdin);
+        self.logs.end_pauses(now);
         if self.finish.as_ref().is_some_and(|finish| finish.deadline <= now && !finish.grace_has_passed) {
             self.grace_has_passed();
         }
         if self.finish.as_ref().is_some_and(|finish| finish.log_deadline <= now) {
-            self.logs.given_up |= self.logs.is_away();
+            self.logs.give_up_if_away();
         }
-        if self.logs.none {
+        if self.logs.is_none() {
             self.logs.do_nothing(self.is_at_end());
         }
         if self.sources.iter().all(Option::is_none) {
             self.door.finish_output();
-            if self.logs.given_up || (self.logs.closed && !self.logs.is_away()) {
+            if self.logs.are_given_up() || self.logs.are_done() {
                 self.complete();
             }
         }
-        self.watch();
+        self.watch(now);
     }
 
     /// What the logs are to do next, and the logs. To be called after [`Self::settle`].
@@ -429,9 +299,10 @@ impl Stream {
     }
 
     /// Tells epoll what is to be waited for now.
-    fn watch(&mut self) {
-        let may_read = self.may_read();
-        for source in self.sources.iter_mut().flatten() {
+    fn watch(&mut self, now: Instant) {
+        for channel in Channel::ALL {
+            let may_read = self.may_read(channel, now);
+            let Some(source) = &mut self.sources[channel.index()] else { continue };
             let interest = match (may_read, source.hung_up) {
                 (false, _) => EventFlags::empty(),
                 // Only a change is news: level-triggered, the hang-up would be reported for ever.
@@ -449,10 +320,13 @@ impl Stream {
         let finish = self.finish.as_ref();
         let grace = finish.filter(|finish| !finish.grace_has_passed).map(|finish| finish.deadline);
         let logs = match self.logs.is_away() {
-            false => self.logs.report.retry_at,
-            true => finish.filter(|_| !self.logs.given_up).map(|finish| finish.log_deadline),
+            false => self.logs.deadline(),
+            true => finish.filter(|_| !self.logs.are_given_up()).map(|finish| finish.log_deadline),
         };
-        [logs, self.door.deadline(), grace].into_iter().flatten().min()
+        let paused = Channel::ALL.into_iter().filter(|channel| self.sources[channel.index()].is_some());
+        let paused = paused.filter_map(|channel| self.logs.paused_until(channel)).min();
+        let paused = paused.filter(|_| finish.is_none());
+        [logs, self.door.deadline(), grace, paused].into_iter().flatten().min()
     }
 
     /// The streams have ended, as far as anybody outside can tell.
@@ -462,7 +336,7 @@ impl Stream {
 
     /// Nothing is left to do.
     pub(super) fn is_over(&self) -> bool {
-        self.closing && self.door.clients() == 0 && self.logs.closed && !self.logs.is_away()
+        self.closing && self.door.clients() == 0 && self.logs.are_done()
     }
 
     /// Ends it at once, and removes the logs that were made for it.
@@ -470,7 +344,7 @@ impl Stream {
         self.sources = [None, None];
         self.stdin.drop_all();
         self.door.close();
-        self.logs.undo = true;
+        self.logs.undo();
         self.closing = true;
     }
 
@@ -479,7 +353,21 @@ impl Stream {
     }
 
     pub(super) fn reopen_logs(&mut self, reply: Reply<Result<(), LogError>>) {
-        self.logs.reopens.push(reply);
+        self.logs.reopen(reply);
+    }
+
+    pub(super) fn set_limits(&mut self, limits: LogLimits) {
+        self.logs.set_limits(limits, Instant::now());
+    }
+
+    /// Whether it shares the pod's limit.
+    pub(super) fn has_log(&self) -> bool {
+        !self.logs.is_none()
+    }
+
+    /// What the control side is to be told.
+    pub(super) fn take_notices(&mut self) -> Vec<Notice> {
+        self.logs.take_notices()
     }
 
     /// Lines of somebody else, to the logs only.
@@ -492,25 +380,31 @@ impl Stream {
     }
 
     pub(super) fn stats(&self) -> StreamStats {
-        let report = &self.logs.report;
+        let now = Instant::now();
+        let report = self.logs.report();
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let channel = |channel: Channel| {
             let counters = report.counters[channel.index()];
+            let pace = self.logs.pace();
             ChannelStats {
                 bytes: self.bytes[channel.index()],
-                lines: counters.lines + self.lines[channel.index()],
+                lines: counters.lines + self.lines[channel.index()] + self.logs.lines_dropped(channel),
                 partials: counters.partials,
                 dropped: self.logs.dropped(channel),
+                rate_limited: pace.map_or(0, |pace| pace.dropped(channel).bytes),
+                throttled_ns: pace.map_or(0, |pace| nanos(pace.paused_for(channel, now))),
             }
         };
-        let stall_longest = self.logs.stall_longest.max(self.logs.stalls_for(Instant::now()));
         StreamStats {
             stdout: channel(Channel::Stdout),
             stderr: channel(Channel::Stderr),
             write_errors: report.write_errors,
             last_write_error: report.last_error.clone(),
-            stall_longest_ns: u64::try_from(stall_longest.as_nanos()).unwrap_or(u64::MAX),
+            stall_longest_ns: nanos(self.logs.stall_longest(now)),
             clients_cut_off: self.door.cut_off(),
             clients: self.door.clients(),
+            limits: *self.logs.limits(),
+            buffered: self.logs.buffered(),
         }
     }
 }
