@@ -205,7 +205,7 @@ fn many_stuck_logs_cost_a_healthy_one_nothing_and_their_threads_end() {
     };
     while relay_threads() > 3 {
         assert!(Instant::now() < until, "{} threads", relay_threads());
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::park_timeout(Duration::from_millis(20));
     }
 }
 

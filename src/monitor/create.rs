@@ -18,6 +18,7 @@ use crate::monitor::id::ContainerId;
 use crate::monitor::leaf::Home;
 use crate::monitor::life::Phase;
 use crate::monitor::log::journald::Identity;
+use crate::monitor::log::limit::LogLimits;
 use crate::monitor::log::{LogConfig, LogSet};
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Open, Output};
@@ -43,6 +44,8 @@ pub struct CreateRequest {
     pub files: ExitFiles,
     /// Where its output goes.
     pub logs: Vec<LogConfig>,
+    /// How it is limited.
+    pub limits: LogLimits,
     /// Run after its exit.
     pub cleanup: Vec<String>,
     /// How the runtime is called.
@@ -161,6 +164,7 @@ impl Monitor {
                 return Err(error.into());
             }
         };
+        self.begin_log_limits(relay, request.limits);
         // A process that has ended already is in none that matters.
         let membership = Membership::of(child.pid()).ok();
         let oom = membership.as_ref().and_then(|cgroups| OomCounter::of(cgroups, &self.cgroup_mounts));
@@ -176,6 +180,7 @@ impl Monitor {
             started_at_ns: 0,
             files: request.files,
             logs: request.logs,
+            limits: request.limits,
             cleanup: request.cleanup,
             options: request.options,
             execs_home,

@@ -9,6 +9,7 @@ use crate::monitor::create::CreateRequest;
 use crate::monitor::error::Error;
 use crate::monitor::exec::{ExecEnd, ExecRequest};
 use crate::monitor::exit::ExitFiles;
+use crate::monitor::log::limit::LogLimits;
 use crate::monitor::log::{LogConfig, LogKind};
 use crate::monitor::relay::Attach;
 use crate::monitor::runtime::CallOptions;
@@ -258,6 +259,7 @@ pub(super) fn create_request(
 ) -> Result<CreateRequest, Error> {
     let bad = |error: capnp::Error| malformed("the request", &error);
     let mut made = CreateRequest {
+        limits: LogLimits::default(),
         id: container_id(request.get_id().map_err(bad)?)?,
         bundle: path(request.get_bundle_path().map_err(bad)?, "bundlePath")?,
         terminal: request.get_terminal(),

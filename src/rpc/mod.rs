@@ -6,6 +6,7 @@ pub mod client;
 mod conmon;
 mod convert;
 pub mod hooks;
+mod limits;
 mod pod;
 mod sandbox;
 pub mod schema;

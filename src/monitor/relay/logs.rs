@@ -5,18 +5,26 @@
 use std::time::{Duration, Instant};
 
 use super::job::{Chunk, Work};
-use super::pace::{Pace, PodPace};
+use super::pace::{Output, Pace, PodPace};
 use super::{Notice, Reply};
 use crate::limits::{LOG_NOTICE_PAUSE, RELAY_READ_BYTES};
 use crate::monitor::log::batch::Channel;
 use crate::monitor::log::gap::Gap;
 use crate::monitor::log::limit::{LogLimits, WhenStuck};
 use crate::monitor::log::ring::{End, Ring};
-use crate::monitor::log::stamp::Stamp;
 use crate::monitor::log::{Amount, Item, LogError, LogReport, LogSet};
 
 /// Why output is missing that came while the log took no bytes.
 const STUCK: &str = "the log could not be written in time";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Open,
+    /// To be removed: the container did not come to be.
+    Unwanted,
+    /// The last work was given.
+    Closed,
+}
 
 /// See the module's text.
 pub(super) struct Logs {
@@ -38,8 +46,7 @@ pub(super) struct Logs {
     others: Vec<(Vec<u8>, Reply<bool>)>,
     /// Nobody waits for them any more.
     given_up: bool,
-    undo: bool,
-    closed: bool,
+    life: Life,
     limits: LogLimits,
     pace: Option<Box<Pace>>,
     /// What waits for them; there is none while all is well.
@@ -74,8 +81,7 @@ impl Logs {
             reopens: Vec::new(),
             others: Vec::new(),
             given_up: false,
-            undo: false,
-            closed: false,
+            life: Life::Open,
             limits: LogLimits::default(),
             pace: None,
             ring: None,
@@ -95,7 +101,7 @@ impl Logs {
 
     /// Nothing more will be written.
     pub(super) fn are_done(&self) -> bool {
-        self.closed && self.here.is_some()
+        self.life == Life::Closed && self.here.is_some()
     }
 
     pub(super) fn report(&self) -> &LogReport {
@@ -150,19 +156,13 @@ impl Logs {
         }
     }
 
-    /// Takes output that was read: `bytes` are at the start of the read buffer.
-    /// `None` for `pod`: nobody minds how fast it comes.
-    pub(super) fn take(
-        &mut self,
-        channel: Channel,
-        bytes: &[u8],
-        stamp: &Stamp,
-        now: Instant,
-        pod: Option<&mut PodPace>,
-    ) {
+    /// Takes output that was read and is at the start of the read buffer. `None` for
+    /// `pod`: nobody minds how fast it comes.
+    pub(super) fn take(&mut self, output: &Output<'_>, pod: Option<&mut PodPace>) {
+        let Output { channel, bytes, stamp, at: now } = *output;
         let (mut range, mut gap) = (0..bytes.len(), None);
         if let (Some(pod), Some(pace)) = (pod, self.pace.as_mut()) {
-            (range, gap) = pace.admit(channel, bytes, stamp, now, &self.limits, pod);
+            (range, gap) = pace.admit(output, &self.limits, pod);
         }
         if range.is_empty() {
             return;
@@ -226,7 +226,7 @@ impl Logs {
 
     /// Removes what was made for it, as soon as it is here.
     pub(super) fn undo(&mut self) {
-        self.undo = true;
+        self.life = Life::Unwanted;
     }
 
     /// They are back from a job.
@@ -271,15 +271,15 @@ impl Logs {
     }
 
     fn choose(&mut self, now: Instant, at_end: bool, late: bool) -> Option<Work> {
-        if self.is_away() || self.closed {
+        if self.is_away() || self.life == Life::Closed {
             return None;
         }
         // It is in the buffer that the next job takes along.
         if let Some(chunk) = self.chunk.take() {
             return Some(Work::Chunk(chunk));
         }
-        if self.undo {
-            self.closed = true;
+        if self.life == Life::Unwanted {
+            self.life = Life::Closed;
             return Some(Work::Undo);
         }
         if !self.reopens.is_empty() {
@@ -315,13 +315,15 @@ impl Logs {
         if !at_end {
             return None;
         }
-        self.closed = true;
+        self.life = Life::Closed;
         Some(Work::Close(self.close_gaps()))
     }
 
     /// In place of [`Self::next_work`] if there is no log.
     pub(super) fn do_nothing(&mut self, at_end: bool) {
-        self.closed |= at_end;
+        if at_end {
+            self.life = Life::Closed;
+        }
         self.reopens.drain(..).for_each(|reply| reply(Ok(())));
     }
 
@@ -356,7 +358,7 @@ impl Logs {
 
     /// When [`Self::next_work`] may have something that is a matter of time.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        if self.is_away() || self.closed {
+        if self.is_away() || self.life == Life::Closed {
             return None;
         }
         let gap = self.pace.as_ref().and_then(|pace| pace.gap_due_at());

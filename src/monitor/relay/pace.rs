@@ -22,6 +22,17 @@ const LINE_BYTES: u64 = 64;
 /// The least that is read at a time where lines are limited.
 const READ_BYTES_MIN: u64 = 1 << 10;
 
+/// What was read from a channel at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output<'a> {
+    pub(super) channel: Channel,
+    pub(super) bytes: &'a [u8],
+    /// When, for the log.
+    pub(super) stamp: &'a Stamp,
+    /// When, for the limits.
+    pub(super) at: Instant,
+}
+
 /// The limit of all containers of the pod together.
 #[derive(Debug, Default)]
 pub(super) struct PodPace {
@@ -156,18 +167,16 @@ impl Pace {
     /// missing before it.
     pub(super) fn admit(
         &mut self,
-        channel: Channel,
-        bytes: &[u8],
-        stamp: &Stamp,
-        now: Instant,
+        output: &Output<'_>,
         limits: &LogLimits,
         pod: &mut PodPace,
     ) -> (Range<usize>, Option<Gap>) {
+        let Output { channel, bytes, at: now, .. } = *output;
         let state = &mut self.channels[channel.index()];
         state.limiter.iter_mut().chain(&mut pod.limiter).for_each(|limiter| limiter.refill(now));
         let limiters: Vec<Limiter> = state.limiter.into_iter().chain(pod.limiter).collect();
         let (range, gap) = match limits.when_fast {
-            WhenFast::Drop if !limiters.is_empty() => state.sift(channel, bytes, stamp, now, &limiters),
+            WhenFast::Drop if !limiters.is_empty() => state.sift(output, &limiters),
             _ => (0..bytes.len(), None),
         };
         let kept = bytes.get(range.clone()).unwrap_or_default();
@@ -197,14 +206,8 @@ impl Pace {
 
 impl ChannelPace {
     /// What of `bytes` is kept, and what was dropped before it; the rest is dropped.
-    fn sift(
-        &mut self,
-        channel: Channel,
-        bytes: &[u8],
-        stamp: &Stamp,
-        now: Instant,
-        limiters: &[Limiter],
-    ) -> (Range<usize>, Option<Gap>) {
+    fn sift(&mut self, output: &Output<'_>, limiters: &[Limiter]) -> (Range<usize>, Option<Gap>) {
+        let Output { channel, bytes, stamp, at: now } = *output;
         if self.dropping.is_some_and(|dropping| now < dropping.until) {
             self.skip.after(bytes);
             self.drop(bytes, stamp, now);
@@ -260,7 +263,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const STAMP: &Stamp = b"2026-11-23T01:02:03.123456789Z";
+    fn output(bytes: &[u8], at: Instant) -> Output<'_> {
+        Output { channel: Channel::Stdout, bytes, stamp: b"2026-11-23T01:02:03.123456789Z", at }
+    }
 
     fn limits(rate: Rate, when_fast: WhenFast) -> LogLimits {
         LogLimits { rates: [rate; 2], when_fast, ..LogLimits::default() }
@@ -277,7 +282,7 @@ mod tests {
         let mut pod = PodPace::default();
         let mut pace = Pace::renew(None, &limits, now).unwrap();
         assert_eq!(pace.allowance(Channel::Stdout, now, &limits, &mut pod), 1000);
-        let (range, gap) = pace.admit(Channel::Stdout, &[b'x'; 1000], STAMP, now, &limits, &mut pod);
+        let (range, gap) = pace.admit(&output(&[b'x'; 1000], now), &limits, &mut pod);
         assert_eq!((range, gap), (0..1000, None));
         assert_eq!(pace.allowance(Channel::Stdout, now, &limits, &mut pod), 0);
         let until = pace.paused_until(Channel::Stdout).unwrap();
@@ -306,7 +311,7 @@ mod tests {
         for second in 0..20 {
             let now = start + Duration::from_secs(second);
             let line = [&[b'x'; 30][..], b"\n"].concat();
-            kept += pace.admit(Channel::Stdout, &line, STAMP, now, &limits, &mut pod).0.len();
+            kept += pace.admit(&output(&line, now), &limits, &mut pod).0.len();
         }
         assert!(kept >= 31, "{kept}");
     }
@@ -325,7 +330,7 @@ mod tests {
             let mut at_start_of_line = true;
             for (turn, part) in (0_u32..).zip(text.as_bytes().chunks(cut)) {
                 let now = start + Duration::from_millis(step_ms) * turn;
-                let (range, gap) = pace.admit(Channel::Stdout, part, STAMP, now, &limits, &mut pod);
+                let (range, gap) = pace.admit(&output(part, now), &limits, &mut pod);
                 let part = &part[range];
                 if let Some(gap) = gap {
                     told.add(Amount { bytes: gap.bytes, lines: gap.lines });

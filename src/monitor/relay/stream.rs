@@ -28,10 +28,10 @@ use super::attach::Door;
 use super::capture::{Capture, Captured};
 use super::job::{Shared, Work};
 use super::logs::Logs;
-use super::pace::PodPace;
+use super::pace::{Output, PodPace};
 use super::poll::{Poll, Token, Watched};
 use super::stdin::{Kind, Stdin};
-use super::{Attach, ChannelStats, Drained, Notice, Open, Output, RelayError, Reply, StreamId, StreamStats};
+use super::{Attach, ChannelStats, Drained, Notice, Open, RelayError, Reply, StreamId, StreamStats};
 use crate::limits::{LOG_END_MAX, RELAY_PIPE_BYTES, RELAY_READ_BYTES};
 use crate::monitor::log::batch::Channel;
 use crate::monitor::log::limit::LogLimits;
@@ -101,14 +101,14 @@ impl Stream {
             Ok(Some(Source { fd, allowance: None, hung_up: false }))
         };
         let (medium, sources) = match open.output {
-            Output::Pipes { stdout, stderr } => {
+            super::Output::Pipes { stdout, stderr } => {
                 for pipe in [&stdout, &stderr] {
                     // Allowed to fail: the user's share of pipe memory may be used up.
                     let _size = rustix::pipe::fcntl_setpipe_size(pipe, RELAY_PIPE_BYTES);
                 }
                 (Medium::Pipes, [source(stdout, Channel::Stdout)?, source(stderr, Channel::Stderr)?])
             }
-            Output::Terminal(master) => (Medium::Terminal, [source(master, Channel::Stdout)?, None]),
+            super::Output::Terminal(master) => (Medium::Terminal, [source(master, Channel::Stdout)?, None]),
         };
         let kind = if medium == Medium::Terminal { Kind::Terminal } else { Kind::Pipe };
         Ok(Self {
@@ -166,7 +166,7 @@ impl Stream {
                 source.hung_up = false;
                 source.allowance = source.allowance.map(|left| left - count);
                 let used_up = source.allowance == Some(0);
-                self.take(channel, count, now, shared, pod);
+                self.take(channel, count, shared, pod);
                 if used_up {
                     self.cut(channel);
                 }
@@ -182,7 +182,7 @@ impl Stream {
     }
 
     /// `count` bytes of `channel` are in the read buffer.
-    fn take(&mut self, channel: Channel, count: usize, now: Instant, shared: &mut Shared, pod: &mut PodPace) {
+    fn take(&mut self, channel: Channel, count: usize, shared: &mut Shared, pod: &mut PodPace) {
         let chunk = shared.read.get(..count).unwrap_or_default();
         self.bytes[channel.index()] += count as u64;
         if let Some(capture) = &mut self.capture {
@@ -193,7 +193,7 @@ impl Stream {
         } else {
             let stamp = shared.stamper.render(Timestamp::now());
             let pod = self.finish.is_none().then_some(pod);
-            self.logs.take(channel, chunk, &stamp, now, pod);
+            self.logs.take(&Output { channel, bytes: chunk, stamp: &stamp, at: Instant::now() }, pod);
         }
         // What a client sees is kept, or about to be.
         self.door.broadcast(channel, chunk);
