@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use podinit::limits::LOG_RECORD_BYTES_MAX;
 use podinit::monitor::log::cri::OVERHEAD_BYTES;
+use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
 use podinit::monitor::relay::{Open, Output, Relay};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
@@ -196,7 +197,13 @@ fn copy(directory: &Path, source: &Source) -> Measured {
 fn relay(directory: &Path, source: &Source) -> Measured {
     let path = directory.join("podinit.log");
     let relay = Relay::start().unwrap();
-    let logs = LogSet::open(&[LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0 }]).unwrap();
+    let logs = LogSet::open(&[LogConfig {
+        kind: LogKind::Cri,
+        path: path.clone(),
+        size_max: 0,
+        file: FileOptions::default(),
+    }])
+    .unwrap();
     let cpu_before = own_cpu();
     let start = Instant::now();
     let (out_read, out_write) = rustix::pipe::pipe().unwrap();

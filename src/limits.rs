@@ -99,6 +99,11 @@ pub const ANSWER_NESTING_MAX: i32 = 32;
 /// lines, and a bound on what a sink keeps when it fails.
 pub const LOG_BATCH_RECORDS_MAX: usize = 2048;
 
+/// Rotated files that may be kept of one log. Every rotation renames all of them,
+/// and readers look at [`LOG_READ_FILES_MAX`].
+pub const LOG_BACKUPS_MAX: u16 = 60;
+const _: () = assert!((LOG_BACKUPS_MAX as usize) < LOG_READ_FILES_MAX);
+
 /// Pauses between two attempts to write a log that cannot be written: short at
 /// first, since most causes are short (a full FIFO), then doubling up to the
 /// greatest, at which a full disk costs no measurable work.

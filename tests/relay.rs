@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use podinit::limits::LOG_RECORD_BYTES_MAX;
 use podinit::monitor::log::limit::{LogLimits, Rate, WhenFast, WhenStuck};
+use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
 use podinit::monitor::relay::{Attach, Drained, Open, Output, Relay, StreamId, StreamStats};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketType};
@@ -39,7 +40,9 @@ impl Fixture {
     fn with(size_max: u64, capture_max: Option<usize>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ctr.log");
-        let logs = LogSet::open(&[LogConfig { kind: LogKind::Cri, path, size_max }]).unwrap();
+        let logs =
+            LogSet::open(&[LogConfig { kind: LogKind::Cri, path, size_max, file: FileOptions::default() }])
+                .unwrap();
         Self::with_logs(directory, logs, capture_max)
     }
 
@@ -218,7 +221,8 @@ fn log_file_is_private_and_appended_to() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ctr.log");
     std::fs::write(&path, "2026-01-01T00:00:00.000000000Z stdout F before\n").unwrap();
-    let config = LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0 };
+    let config =
+        LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0, file: FileOptions::default() };
     let mut fixture = Fixture::with_logs(directory, LogSet::open(&[config]).unwrap(), None);
     fixture.out().write_all(b"after\n").unwrap();
     fixture.exit();
@@ -332,7 +336,13 @@ fn terminal_output_and_input_go_through_the_master() {
     use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ctr.log");
-    let logs = LogSet::open(&[LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0 }]).unwrap();
+    let logs = LogSet::open(&[LogConfig {
+        kind: LogKind::Cri,
+        path: path.clone(),
+        size_max: 0,
+        file: FileOptions::default(),
+    }])
+    .unwrap();
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
@@ -384,7 +394,13 @@ fn full_disk_holds_the_container_back_and_nothing_is_lost_once_there_is_room() {
     let filler = disk.join("filler");
     std::fs::write(&filler, vec![0; (4 << 20) - (40 << 10)]).unwrap();
     let path = disk.join("ctr.log");
-    let logs = LogSet::open(&[LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0 }]).unwrap();
+    let logs = LogSet::open(&[LogConfig {
+        kind: LogKind::Cri,
+        path: path.clone(),
+        size_max: 0,
+        file: FileOptions::default(),
+    }])
+    .unwrap();
     let mut fixture = Fixture::with_logs(directory, logs, None);
 
     let out = lines(1 << 20);
@@ -409,7 +425,12 @@ fn disk_that_stays_full_delays_the_end_by_the_grace_only_and_the_loss_is_told() 
     small_tmpfs(&disk, 64 << 10);
     let configs = ["full.log", "good.log"].map(|name| {
         let directory = if name == "full.log" { &disk } else { directory.path() };
-        LogConfig { kind: LogKind::Cri, path: directory.join(name), size_max: 0 }
+        LogConfig {
+            kind: LogKind::Cri,
+            path: directory.join(name),
+            size_max: 0,
+            file: FileOptions::default(),
+        }
     });
     let mut fixture = Fixture::with_logs(directory, LogSet::open(&configs).unwrap(), None);
     let out = lines(200 << 10);
@@ -436,7 +457,13 @@ fn record_cut_by_a_full_disk_is_whole_in_the_file_that_is_opened_next() {
     small_tmpfs(&disk, 64 << 10);
     let path = directory.path().join("ctr.log");
     std::os::unix::fs::symlink(disk.join("ctr.log"), &path).unwrap();
-    let logs = LogSet::open(&[LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0 }]).unwrap();
+    let logs = LogSet::open(&[LogConfig {
+        kind: LogKind::Cri,
+        path: path.clone(),
+        size_max: 0,
+        file: FileOptions::default(),
+    }])
+    .unwrap();
     let mut fixture = Fixture::with_logs(directory, logs, None);
     let out = lines(150 << 10);
     fixture.out().write_all(&out).unwrap();
@@ -459,7 +486,13 @@ fn fifo_that_nobody_reads_is_a_log_that_waits() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("fifo");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
-    let logs = LogSet::open(&[LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0 }]).unwrap();
+    let logs = LogSet::open(&[LogConfig {
+        kind: LogKind::Cri,
+        path: path.clone(),
+        size_max: 0,
+        file: FileOptions::default(),
+    }])
+    .unwrap();
     let mut fixture = Fixture::with_logs(directory, logs, None);
     let out = lines(300_000);
     let (mut stdout, bytes) = (fixture.stdout.take().unwrap(), out.clone());

@@ -1,16 +1,19 @@
 //! What the monitor reads in a bundle's config.json (runtime-spec, config.md),
 //! and the one thing that it may add.
 
+use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::init;
 use crate::limits::CONFIG_BYTES_MAX;
 use crate::monitor::error::Error;
 use crate::monitor::id::ContainerId;
+use crate::monitor::log::options::{Given, PREFIX};
 use crate::monitor::make_private_dir;
 
 /// Where podinit's init is in a container that was asked to have it.
@@ -54,19 +57,62 @@ pub(super) fn with_init(bundle: &Path, run_dir: &Path, id: &ContainerId) -> Resu
     Ok(ours)
 }
 
+/// The options of the container's logs among the annotations of `bundle`.
+///
+/// # Errors
+/// If config.json cannot be read.
+pub(super) fn log_options(bundle: &Path) -> Result<Given, Error> {
+    #[derive(Deserialize)]
+    struct Annotated {
+        #[serde(default)]
+        annotations: HashMap<String, String>,
+    }
+    let mut given = Given::default();
+    let text = read_text(bundle)?;
+    // Most bundles have none, and parsing costs more than looking.
+    if memchr::memmem::find(&text, PREFIX.as_bytes()).is_some() {
+        let fail = |error| Error::Bundle { path: bundle.to_owned(), source: io::Error::other(error) };
+        let config: Annotated = serde_json::from_slice(&text).map_err(fail)?;
+        given.add_annotations(config.annotations);
+    }
+    Ok(given)
+}
+
 pub(super) fn read(bundle: &Path) -> Result<Map<String, Value>, Error> {
+    let fail = |error| Error::Bundle { path: bundle.to_owned(), source: io::Error::other(error) };
+    serde_json::from_slice(&read_text(bundle)?).map_err(fail)
+}
+
+fn read_text(bundle: &Path) -> Result<Vec<u8>, Error> {
     let fail = |source| Error::Bundle { path: bundle.to_owned(), source };
-    let path = bundle.join("config.json");
-    if fs::metadata(&path).map_err(fail)?.len() > CONFIG_BYTES_MAX {
+    let file = fs::File::open(bundle.join("config.json")).map_err(fail)?;
+    let mut text = Vec::new();
+    file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text).map_err(fail)?;
+    if text.len() as u64 > CONFIG_BYTES_MAX {
         return Err(fail(io::Error::new(io::ErrorKind::InvalidData, "config.json is too large")));
     }
-    let text = fs::read(&path).map_err(fail)?;
-    serde_json::from_slice(&text).map_err(|error| fail(io::Error::other(error)))
+    Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn log_options_are_the_annotations_with_our_prefix() {
+        let place = tempfile::tempdir().unwrap();
+        let write = |text: &str| fs::write(place.path().join("config.json"), text).unwrap();
+        let mut expected = Given::default();
+        write(r#"{"annotations": {"io.kubernetes.cri-o.Name": "x"}}"#);
+        assert_eq!(log_options(place.path()).unwrap(), expected);
+        write(r#"{"process": {}, "annotations": {"org.podinit.log.backups": "2", "a": "b"}}"#);
+        expected.add([("backups".to_owned(), "2".to_owned())]);
+        assert_eq!(log_options(place.path()).unwrap(), expected);
+        write(r#"{"annotations": {"org.podinit.log.backups": 2}}"#);
+        assert!(log_options(place.path()).is_err(), "values of annotations are text");
+        write(&format!("{:width$}", "{", width = usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1));
+        assert!(log_options(place.path()).unwrap_err().to_string().contains("too large"));
+    }
 
     #[test]
     fn an_injected_init_changes_nothing_else() {

@@ -46,6 +46,8 @@ pub struct CreateRequest {
     pub logs: Vec<LogConfig>,
     /// How it is limited.
     pub limits: LogLimits,
+    /// How its logs are kept: the last word over the bundle's annotations.
+    pub log_options: Vec<(String, String)>,
     /// Run after its exit.
     pub cleanup: Vec<String>,
     /// How the runtime is called.
@@ -132,6 +134,9 @@ impl Monitor {
     }
 
     async fn create_reserved(self: &Rc<Self>, mut request: CreateRequest) -> Result<Rc<Container>, Error> {
+        let mut options = bundle::log_options(&request.bundle)?;
+        options.add(std::mem::take(&mut request.log_options));
+        options.apply(&mut request.logs).map_err(|refused| Error::Invalid(refused.to_string()))?;
         if request.init {
             request.bundle = bundle::with_init(&request.bundle, &self.config.run_dir, &request.id)?;
         }

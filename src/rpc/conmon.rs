@@ -10,6 +10,7 @@ use crate::monitor::error::Error;
 use crate::monitor::exec::{ExecEnd, ExecRequest};
 use crate::monitor::exit::ExitFiles;
 use crate::monitor::log::limit::LogLimits;
+use crate::monitor::log::options::FileOptions;
 use crate::monitor::log::{LogConfig, LogKind};
 use crate::monitor::relay::Attach;
 use crate::monitor::runtime::CallOptions;
@@ -269,6 +270,7 @@ pub(super) fn create_request(
             oom: paths(request.get_oom_exit_paths().map_err(bad)?, "oomExitPaths")?,
         },
         logs: log_configs(request.get_log_drivers().map_err(bad)?)?,
+        log_options: Vec::new(),
         cleanup: texts(request.get_cleanup_cmd().map_err(bad)?, "cleanupCmd")?,
         options: CallOptions {
             cgroup_manager: cgroup_manager(request.get_cgroup_manager())?,
@@ -318,7 +320,7 @@ fn log_configs(
         } else {
             path(reader, "path of the log driver")?
         };
-        Ok(LogConfig { kind, path, size_max: driver.get_max_size() })
+        Ok(LogConfig { kind, path, size_max: driver.get_max_size(), file: FileOptions::default() })
     };
     list.iter().map(config).collect()
 }

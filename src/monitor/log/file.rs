@@ -501,6 +501,7 @@ fn identity_at(path: &Path) -> Option<Identity> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::options::FileOptions;
     use super::super::{Buffers, LogConfig, LogKind, LogSet, reader};
     use super::*;
     use proptest::prelude::*;
@@ -509,7 +510,8 @@ mod tests {
     const STAMP: &super::super::stamp::Stamp = b"2026-11-23T01:02:03.123456789Z";
 
     fn set(path: &Path, kind: LogKind, size_max: u64) -> LogSet {
-        LogSet::open(&[LogConfig { kind, path: path.to_owned(), size_max }]).unwrap()
+        LogSet::open(&[LogConfig { kind, path: path.to_owned(), size_max, file: FileOptions::default() }])
+            .unwrap()
     }
 
     fn write(logs: &mut LogSet, bytes: &[u8]) {
@@ -563,11 +565,20 @@ mod tests {
         let old = directory.path().join("old");
         std::fs::write(&old, "kept").unwrap();
         let paths = [old.clone(), directory.path().join("new"), directory.path().join("no/such/directory")];
-        let configs = paths.map(|path| LogConfig { kind: LogKind::Json, path, size_max: 0 });
+        let configs = paths.map(|path| LogConfig {
+            kind: LogKind::Json,
+            path,
+            size_max: 0,
+            file: FileOptions::default(),
+        });
         assert!(matches!(LogSet::open(&configs), Err(LogError::Open { .. })));
         assert!(old.exists() && !configs[1].path.exists());
-        let directory_as_log =
-            LogConfig { kind: LogKind::Cri, path: directory.path().to_owned(), size_max: 0 };
+        let directory_as_log = LogConfig {
+            kind: LogKind::Cri,
+            path: directory.path().to_owned(),
+            size_max: 0,
+            file: FileOptions::default(),
+        };
         assert!(LogSet::open(&[directory_as_log]).is_err());
     }
 

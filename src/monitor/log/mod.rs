@@ -29,6 +29,7 @@ pub mod gap;
 pub mod journald;
 pub mod json;
 pub mod limit;
+pub mod options;
 pub mod reader;
 pub mod ring;
 pub mod split;
@@ -42,6 +43,7 @@ use std::time::Instant;
 use batch::{Batch, Channel, Gather};
 use file::{FileSink, Format};
 use gap::Gap;
+use options::FileOptions;
 use serde::{Deserialize, Serialize};
 
 use journald::{Identity, JournaldSink};
@@ -108,6 +110,9 @@ pub struct LogConfig {
     /// The greatest size of the file in bytes, 0 for none. The next record would
     /// pass it: the file is renamed to `<path>.1` and a new one is made.
     pub size_max: u64,
+    /// How the file and its backups are kept; not used for the journal.
+    #[serde(default)]
+    pub file: FileOptions,
 }
 
 /// Whether the caller may bring more.
