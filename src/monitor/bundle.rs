@@ -110,8 +110,8 @@ mod tests {
         assert_eq!(log_options(place.path()).unwrap(), expected);
         write(r#"{"annotations": {"org.podinit.log.backups": 2}}"#);
         assert!(log_options(place.path()).is_err(), "values of annotations are text");
-        write(&format!("{:width$}", "{", width = usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1));
-        assert!(log_options(place.path()).unwrap_err().to_string().contains("too large"));
+        write(&" ".repeat(usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1));
+        assert!(format!("{:?}", log_options(place.path()).unwrap_err()).contains("too large"));
     }
 
     #[test]

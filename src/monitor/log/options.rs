@@ -144,7 +144,7 @@ impl Given {
     /// # Errors
     /// If the value is something else.
     pub fn number(&self, name: &'static str, least: u64, most: u64) -> Result<Option<u64>, OptionError> {
-        let parse = |text: &str| text.parse().ok().filter(|number| (least..=most).contains(number));
+        let parse = |text: &str| parse_number(text).filter(|number| (least..=most).contains(number));
         self.value(name, &format!("a number from {least} to {most}"), parse)
     }
 
@@ -213,9 +213,12 @@ fn parse_bytes(text: &str) -> Option<u64> {
         (at, 'g' | 'G') => (text.get(..at)?, 30),
         _ => (text, 0),
     };
-    // Rust's own parser takes a sign too.
-    let plain = digits.bytes().all(|digit| digit.is_ascii_digit());
-    digits.parse::<u64>().ok().filter(|_| plain)?.checked_mul(1 << shift)
+    parse_number(digits)?.checked_mul(1 << shift)
+}
+
+/// Digits only: Rust's own parser takes a sign too.
+fn parse_number(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|_| text.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
 #[cfg(test)]
