@@ -9,7 +9,6 @@ use crate::monitor::create::CreateRequest;
 use crate::monitor::error::Error;
 use crate::monitor::exec::{ExecEnd, ExecRequest};
 use crate::monitor::exit::ExitFiles;
-use crate::monitor::log::limit::LogLimits;
 use crate::monitor::log::options::FileOptions;
 use crate::monitor::log::{LogConfig, LogKind};
 use crate::monitor::relay::Attach;
@@ -260,7 +259,6 @@ pub(super) fn create_request(
 ) -> Result<CreateRequest, Error> {
     let bad = |error: capnp::Error| malformed("the request", &error);
     let mut made = CreateRequest {
-        limits: LogLimits::default(),
         id: container_id(request.get_id().map_err(bad)?)?,
         bundle: path(request.get_bundle_path().map_err(bad)?, "bundlePath")?,
         terminal: request.get_terminal(),
