@@ -15,6 +15,7 @@ pub mod gc;
 pub mod hook;
 pub mod init;
 pub mod launch;
+mod limit;
 pub mod logs;
 pub mod monitor;
 pub mod names;
