@@ -97,7 +97,7 @@ pub const ANSWER_WORDS_MAX: usize = (2 * EXEC_OUTPUT_BYTES_MAX + (1 << 20)) / 8;
 pub const ANSWER_NESTING_MAX: i32 = 32;
 /// Records that a log driver gets at once: enough for a read buffer of 100-byte
 /// lines, and a bound on what a sink keeps when it fails.
-pub const LOG_BATCH_RECORDS_MAX: usize = 2048;
+pub const LOG_BATCH_RECORDS_MAX: usize = 3072;
 
 /// Rotated files that may be kept of one log. Every rotation renames all of them,
 /// and readers look at [`LOG_READ_FILES_MAX`].

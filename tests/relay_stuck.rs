@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use podinit::monitor::log::limit::{LogLimits, WhenStuck};
+use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
 use podinit::monitor::relay::{Attach, Drained, Notice, Open, Output, Relay, StreamId, StreamStats};
 use rustix::net::SocketType;
@@ -31,7 +32,8 @@ struct Container<'a> {
 
 impl<'a> Container<'a> {
     fn new(relay: &'a Relay, log: &Path) -> Self {
-        let config = LogConfig { kind: LogKind::Cri, path: log.to_owned(), size_max: 0 };
+        let config =
+            LogConfig { kind: LogKind::Cri, path: log.to_owned(), size_max: 0, file: FileOptions::default() };
         let logs = LogSet::open(&[config]).unwrap();
         let (stdout, out) = rustix::pipe::pipe().unwrap();
         let (stderr, _err) = rustix::pipe::pipe().unwrap();

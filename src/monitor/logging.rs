@@ -15,7 +15,7 @@ use crate::monitor::relay::{Notice, Relay, RelayError, StreamId};
 use crate::monitor::{Monitor, Slot, ask};
 
 /// The pod's total, in the run directory, for the next monitor.
-const TOTAL_FILE: &str = "log-total.json";
+pub(super) const TOTAL_FILE: &str = "log-total.json";
 
 /// What the relay tells, and about which stream.
 pub(super) type Notices = UnboundedReceiver<(StreamId, Notice)>;

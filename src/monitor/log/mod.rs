@@ -10,11 +10,12 @@
 //! Nothing here waits, and no error ends anything: a sink that fails is
 //! [`Progress::Blocked`] until it works again.
 //!
-//! What each sink does when it cannot write:
+//! A write may block in the kernel; the relay has it done where that delays nobody
+//! else. What each sink does when it cannot write:
 //!
 //! | sink | policy |
 //! | --- | --- |
-//! | file (CRI, JSON) | *block*: nothing more is read, the pipe fills, the container waits; retried on a timer |
+//! | file (CRI, JSON) | blocked, and retried on a timer; whether the container waits meanwhile is [`limit::WhenStuck`] |
 //! | journald, slow | *block*, at most [`JOURNAL_STALL_MAX`](crate::limits::JOURNAL_STALL_MAX), then as if it were absent |
 //! | journald, absent | dropped and counted, and said in the journal when it is back |
 //!

@@ -318,7 +318,10 @@ impl Engine {
                 job
             }
             Command::SetPodRate(rate) => {
-                self.pod.set(&rate, Instant::now());
+                let now = Instant::now();
+                self.pod.set(&rate, now);
+                self.streams.values_mut().for_each(|entry| entry.stream.end_pauses());
+                self.all_are_due(now);
                 None
             }
             Command::Stop(reply) => {
@@ -341,9 +344,14 @@ impl Engine {
     /// Every stream as if its process had exited and nobody had to be waited for.
     fn end_all(&mut self, reply: Option<Reply<()>>) {
         self.ending = Some(reply);
-        let now = Instant::now();
-        for (id, entry) in self.streams.iter_mut().filter(|(_, entry)| !entry.stream.is_closing()) {
+        for entry in self.streams.values_mut().filter(|entry| !entry.stream.is_closing()) {
             entry.stream.begin_finish(Duration::ZERO, Box::new(drop));
+        }
+        self.all_are_due(Instant::now());
+    }
+
+    fn all_are_due(&mut self, now: Instant) {
+        for (id, entry) in &mut self.streams {
             if let Some(due) = entry.due.replace(now) {
                 self.due.remove(&(due, *id));
             }

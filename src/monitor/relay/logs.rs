@@ -149,10 +149,10 @@ impl Logs {
         self.pace.as_ref().and_then(|pace| pace.paused_until(channel))
     }
 
-    /// Ends the pauses that are over.
-    pub(super) fn end_pauses(&mut self, now: Instant) {
+    /// Ends the pauses that are over at `over_at`; without it, all.
+    pub(super) fn end_pauses(&mut self, over_at: Option<Instant>) {
         if let Some(pace) = &mut self.pace {
-            pace.end_pauses(now);
+            pace.end_pauses(over_at);
         }
     }
 

@@ -110,9 +110,13 @@ impl Pace {
         self.channels[channel.index()].paused.map(|pause| pause.until)
     }
 
-    pub(super) fn end_pauses(&mut self, now: Instant) {
-        let over = |channel: &&mut ChannelPace| channel.paused.is_some_and(|pause| pause.until <= now);
-        self.channels.iter_mut().filter(over).for_each(|channel| channel.end_pause(now));
+    pub(super) fn end_pauses(&mut self, over_at: Option<Instant>) {
+        let over = |pause: Pause| over_at.is_none_or(|at| pause.until <= at);
+        let now = over_at.unwrap_or_else(Instant::now);
+        let channels = self.channels.iter_mut();
+        channels
+            .filter(|channel| channel.paused.is_some_and(over))
+            .for_each(|channel| channel.end_pause(now));
     }
 
     /// How long `channel` was not read.

@@ -232,7 +232,7 @@ impl Stream {
     /// What is due at `now`. To be called after everything else that happened.
     pub(super) fn settle(&mut self, now: Instant) {
         self.door.on_time(now, &mut self.stdin);
-        self.logs.end_pauses(now);
+        self.logs.end_pauses(Some(now));
         if self.finish.as_ref().is_some_and(|finish| finish.deadline <= now && !finish.grace_has_passed) {
             self.grace_has_passed();
         }
@@ -358,6 +358,11 @@ impl Stream {
 
     pub(super) fn set_limits(&mut self, limits: LogLimits) {
         self.logs.set_limits(limits, Instant::now());
+    }
+
+    /// There is a new limit: whoever waits for the old one looks again.
+    pub(super) fn end_pauses(&mut self) {
+        self.logs.end_pauses(None);
     }
 
     /// Whether it shares the pod's limit.
