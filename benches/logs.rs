@@ -11,6 +11,9 @@
 //! much. conmon (if installed) gets the same through a runtime that starts that
 //! `cat`. podinit is the relay with the CRI driver in this process; its CPU time
 //! is this process's. All outputs are checked to have the right size.
+//!
+//! At the end, ten containers print as fast as they can for a while, and the
+//! least that was read of one is compared with the most.
 #![allow(clippy::zombie_processes, reason = "collected by `wait`, for the resources they used")]
 #![allow(
     clippy::unwrap_used,
@@ -29,10 +32,16 @@ use podinit::limits::LOG_RECORD_BYTES_MAX;
 use podinit::monitor::log::cri::OVERHEAD_BYTES;
 use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
-use podinit::monitor::relay::{Open, Output, Relay};
+use podinit::monitor::relay::{Open, Output, Relay, StreamId};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 const SOURCE_MIB: u64 = 64;
+
+/// How many containers print at once.
+const CONTAINERS: usize = 10;
+
+/// How much they print together before they are compared.
+const FAIRNESS_BYTES: u64 = 1 << 30;
 
 /// What the container prints.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +103,56 @@ fn main() {
             compare(directory, input, &options);
         }
     }
+    for directory in &options.directories {
+        fairness(directory);
+    }
+}
+
+/// Ten containers at once: how much of each was read when one had been read of
+/// for long enough.
+fn fairness(directory: &Path) {
+    let work = tempfile::tempdir_in(directory).unwrap();
+    let relay = Relay::start().unwrap();
+    let mut containers: Vec<(StreamId, Child)> = (0..CONTAINERS)
+        .map(|number| {
+            let path = work.path().join(format!("{number}.log"));
+            let config = LogConfig { kind: LogKind::Cri, path, size_max: 0, file: FileOptions::default() };
+            let (stdout, out) = rustix::pipe::pipe().unwrap();
+            let (stderr, err) = rustix::pipe::pipe().unwrap();
+            let logs = LogSet::open(&[config]).unwrap();
+            let output = Output::Pipes { stdout, stderr };
+            let open = Open { output, stdin: None, stdin_guard: None, logs, capture_max: None };
+            let id = relay.open(open).unwrap();
+            (id, Command::new("yes").arg("x".repeat(99)).stdout(out).stderr(err).spawn().unwrap())
+        })
+        .collect();
+    let read = |id: StreamId| {
+        let (reply, stats) = channel();
+        relay.stats(id, Box::new(move |answer| reply.send(answer).unwrap()));
+        stats.recv().unwrap().unwrap().stdout.bytes
+    };
+    let start = Instant::now();
+    let counts = loop {
+        let counts: Vec<u64> = containers.iter().map(|(id, _)| read(*id)).collect();
+        if counts.iter().sum::<u64>() >= FAIRNESS_BYTES {
+            break counts;
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    };
+    let rate = counts.iter().sum::<u64>() as f64 / 1e6 / start.elapsed().as_secs_f64();
+    for (id, child) in &mut containers {
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (reply, drained) = channel();
+        relay.finish(*id, Duration::from_secs(60), Box::new(move |end| reply.send(end).unwrap()));
+        assert!(drained.recv().unwrap().complete);
+    }
+    let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+    println!(
+        "{CONTAINERS} containers at once on {}: {rate:.0} MB/s, least/most {:.2} (target: 0.80)",
+        directory.display(),
+        *least as f64 / *most as f64
+    );
 }
 
 fn compare(directory: &Path, input: Input, options: &Options) {

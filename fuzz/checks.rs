@@ -13,10 +13,12 @@ use podinit::hook::file::parse as parse_hook;
 use podinit::limits::LOG_RECORD_BYTES_MAX;
 use podinit::monitor::log::batch::{Batch, Channel, Gather};
 use podinit::monitor::log::decode::decode;
-use podinit::monitor::log::json;
+use podinit::monitor::log::gap::Gap;
 use podinit::monitor::log::reader::{Parser, Selection, Summary};
+use podinit::monitor::log::ring::{End, Ring};
 use podinit::monitor::log::split::{Place, Record, Splitter, Tag};
 use podinit::monitor::log::stamp::Timestamp;
+use podinit::monitor::log::{Item, json};
 use podinit::seccomp::builtin::connect::Address;
 use podinit::seccomp::lint::{lint, lint_rules};
 use podinit::seccomp::notification::SessionId;
@@ -131,6 +133,58 @@ pub(crate) fn json(data: &[u8]) {
     let decoded = decode(line.strip_suffix(b"\n").unwrap()).unwrap();
     // Only a newline tells a line from a piece of one, so a piece is one that has none at its end.
     assert_eq!((&*decoded.payload, decoded.tag, decoded.gap), (&payload[..], tag, None));
+}
+
+/// Any line is a gap record or none; one that is, is read back as it was.
+pub(crate) fn gap(data: &[u8]) {
+    let channel = Channel::Stdout;
+    let found = [Gap::from_cri(channel, b"F:gap", data), Gap::from_json(data)];
+    let stated = data.split_first_chunk::<16>().map(|(numbers, reason)| {
+        let number = |at: usize| u64::from_le_bytes(numbers[at..at + 8].try_into().unwrap());
+        Gap::new(channel, number(0), number(8), &String::from_utf8_lossy(reason))
+    });
+    for gap in found.into_iter().flatten().chain(stated) {
+        let cri = gap.to_cri(STAMP);
+        assert_eq!(decode(cri.strip_suffix(b"\n").unwrap()).unwrap().gap, Some(gap.clone()));
+        let json = gap.to_json(STAMP);
+        assert_eq!(memchr::memchr(b'\n', &json), Some(json.len() - 1));
+        assert_eq!(Gap::from_json(&json), Some(gap));
+    }
+}
+
+/// What goes through the buffer of a stuck log is kept or told to be missing.
+pub(crate) fn ring(data: &[u8]) {
+    let (portion, stream) = portions(data);
+    for end in [End::Oldest, End::Newest] {
+        let mut ring = Ring::new(end, portion, "full");
+        let (mut bytes, mut lines) = (0, 0);
+        let mut count = |items: std::collections::VecDeque<Item>| {
+            for item in items {
+                match item {
+                    Item::Bytes { bytes: kept, .. } => {
+                        let newlines = memchr::memchr_iter(b'\n', &kept).count();
+                        bytes += kept.len() - newlines;
+                        lines += newlines;
+                    }
+                    Item::Gap { gap, .. } => {
+                        bytes += usize::try_from(gap.bytes).unwrap();
+                        lines += usize::try_from(gap.lines).unwrap();
+                    }
+                }
+            }
+        };
+        for (turn, part) in stream.chunks(portion % 97 + 1).enumerate() {
+            let channel = if turn % 3 == 0 { Channel::Stderr } else { Channel::Stdout };
+            ring.push(channel, STAMP, part);
+            if turn % 7 == 6 {
+                count(ring.take());
+                ring.taken_is_written();
+            }
+        }
+        count(ring.take());
+        let newlines = memchr::memchr_iter(b'\n', stream).count();
+        assert_eq!((bytes, lines), (stream.len() - newlines, newlines));
+    }
 }
 
 fn base64(text: &str) -> Vec<u8> {

@@ -88,6 +88,10 @@ struct Event {
     # So many events before this one are no longer kept.
     initEnded @13 :InitEnd;
     hookFailed @14 :HookFailure;
+    logFailed @15 :Text;
+    # A log cannot be written, and why. Told once until it can be again.
+    logGap @16 :LogGap;
+    # Output that is missing in the log. Told when the gap is closed.
   }
 }
 
@@ -352,7 +356,54 @@ interface HookRegistry {
   register @0 (hook :HookRegistration, resident :ResidentHook) -> (registration :Registration);
 }
 
+struct LogRate {
+  # How much output is logged. 0 = no limit.
+  bytesPerSecond @0 :UInt64;
+  bytesBurst @1 :UInt64;
+  # Bytes that may come at once, after a pause. 0 = what comes in a second.
+  linesPerSecond @2 :UInt64;
+  linesBurst @3 :UInt64;
+}
+
 struct LogLimits {
+  # Replaces all that was set before.
+  id @0 :Text;
+  # Of the container; empty: the pod's total.
+  stdout @1 :LogRate;
+  stderr @2 :LogRate;
+  total @3 :LogRate;
+  # Of all containers together; only with an empty `id`, and then alone.
+  whenFast @4 :WhenFast;
+  whenStuck @5 :WhenStuck;
+  bufferBytes @6 :UInt64;
+  # What is kept while a log cannot be written and output is read nevertheless.
+  # 0 = 1 MiB.
+
+  enum WhenFast {
+    # Output comes faster than it may.
+    block @0;
+    # It is read as fast as it may come; the container waits.
+    drop @1;
+    # It is read, and what is too much is dropped, with a gap record.
+  }
+
+  enum WhenStuck {
+    # A log cannot be written.
+    block @0;
+    # Output is not read; the container waits, and nothing is lost.
+    dropOldest @1;
+    dropNewest @2;
+    # Output is read and kept up to `bufferBytes`. The rest is dropped, with a gap
+    # record as soon as the log can be written.
+  }
+}
+
+struct LogGap {
+  stderr @0 :Bool;
+  bytes @1 :UInt64;
+  # Newlines not counted.
+  lines @2 :UInt64;
+  reason @3 :Text;
 }
 
 struct AttachRequest {
@@ -532,6 +583,8 @@ struct PodStats {
   execs @3 :UInt32;
   # Running now.
   monitorRestarts @4 :UInt32;
+  logTotal @5 :LogRate;
+  # The limit of all containers' logs together.
 
   struct InitStats {
     podId @0 :Text;
@@ -556,6 +609,10 @@ struct ContainerStats {
   # Attached now.
   clientsCutOff @6 :UInt64;
   # Attached clients that did not read.
+  limits @7 :LogLimits;
+  # As they are now.
+  buffered @8 :UInt64;
+  # Bytes that wait because a log cannot be written.
 
   struct ChannelStats {
     bytes @0 :UInt64;
@@ -564,7 +621,12 @@ struct ContainerStats {
     partials @2 :UInt64;
     # Log records that did not end a line.
     dropped @3 :UInt64;
-    # Payload bytes that a log could not keep, summed over the logs.
+    # Payload bytes that a log could not keep, summed over the logs, and those that
+    # came too fast.
+    rateLimited @4 :UInt64;
+    # Of `dropped`: bytes that came too fast.
+    throttledNs @5 :UInt64;
+    # How long output was not read because it came too fast.
   }
 }
 

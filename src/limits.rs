@@ -97,7 +97,7 @@ pub const ANSWER_WORDS_MAX: usize = (2 * EXEC_OUTPUT_BYTES_MAX + (1 << 20)) / 8;
 pub const ANSWER_NESTING_MAX: i32 = 32;
 /// Records that a log driver gets at once: enough for a read buffer of 100-byte
 /// lines, and a bound on what a sink keeps when it fails.
-pub const LOG_BATCH_RECORDS_MAX: usize = 2048;
+pub const LOG_BATCH_RECORDS_MAX: usize = 3072;
 
 /// Rotated files that may be kept of one log. Every rotation renames all of them,
 /// and readers look at [`LOG_READ_FILES_MAX`].
@@ -124,6 +124,35 @@ pub const RELAY_READ_BYTES: usize = 256 << 10;
 /// How long the relay is quiet before its buffers give their pages back: longer
 /// than the pauses within a burst, so that a burst pays for its pages once.
 pub const RELAY_REST: Duration = Duration::from_secs(1);
+
+/// How long a write to a log may take before another thread attends to the other
+/// containers: longer than a write to a file system that works takes, shorter than
+/// what anybody notices.
+pub const RELAY_TAKEOVER: Duration = Duration::from_millis(10);
+
+/// Threads of one relay: one leads, and one is stuck for each log that is. Pods
+/// have fewer containers than that.
+pub const RELAY_THREADS_MAX: usize = 64;
+
+/// Bytes kept of a container's output while its log cannot be written and the
+/// container shall not wait, unless configured: some ten thousand lines.
+pub const LOG_BUFFER_BYTES: usize = 1 << 20;
+
+/// The most that can be configured: no container shall take the node's memory.
+pub const LOG_BUFFER_BYTES_MAX: usize = 64 << 20;
+
+/// A container whose output is held back because of its rate is read when so much
+/// may come as in this time: often enough to look steady, seldom enough to cost
+/// nothing.
+pub const LOG_RATE_STEP: Duration = Duration::from_millis(50);
+
+/// The least time between two events that tell of missing output of one container.
+pub const LOG_NOTICE_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long the end of a container waits for a write to its log that the kernel
+/// has not finished: longer than a slow disk takes, shorter than [`DRAIN_MAX`].
+pub const LOG_END_MAX: Duration = Duration::from_secs(5);
+const _: () = assert!(LOG_END_MAX.as_secs() < DRAIN_MAX.as_secs());
 
 /// What a container's output pipe is enlarged to: it sleeps less often, and so
 /// does the relay.

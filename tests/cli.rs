@@ -353,6 +353,26 @@ fn counters_are_told() {
     people.ok(&["pod", "stop", "--time", "1", &pod]);
 }
 
+#[test]
+fn limits_of_a_log_are_set_and_seen() {
+    let people = People::new();
+    let pod = people.pod();
+    people.start(&pod, "c", "sleep 600");
+    let limit = ["limit-logs", "c", "--rate-lines", "1000", "--burst-lines", "10", "--when-fast", "drop"];
+    people.ok(&limit);
+    people.ok(&["limit-logs", "--pod", &pod, "--rate-bytes", "100m"]);
+    let stats = |line: &[&str]| serde_json::from_str::<Value>(&people.ok(line)).unwrap();
+    let limits = stats(&["stats", "c"])["limits"].clone();
+    assert_eq!(limits["stderr"]["lines_per_second"], 1000, "{limits}");
+    assert_eq!((&limits["when_fast"], &limits["when_stuck"]), (&"drop".into(), &"block".into()), "{limits}");
+    assert_eq!(stats(&["stats", "--pod", &pod])["log_total"]["bytes_per_second"], 100 << 20);
+
+    let refused = people.output(&["limit-logs", "c", "--buffer", "1g"]);
+    assert_eq!(refused.status.code(), Some(1), "more than a container may have");
+    people.ok(&["rm", "--force", "c"]);
+    people.ok(&["pod", "stop", "--time", "1", &pod]);
+}
+
 /// A pseudo-terminal and a command on it, in a session of its own.
 fn on_terminal(mut command: Command) -> (fs::File, Child, OwnedFd) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -684,6 +704,7 @@ fn help_is_what_it_was() {
         "seccomp check",
         "seccomp answer",
         "seccomp replay",
+        "limit-logs",
     ];
     let mut text = String::new();
     for command in commands {

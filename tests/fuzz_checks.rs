@@ -134,6 +134,16 @@ proptest! {
     }
 
     #[test]
+    fn gap(data in input()) {
+        checks::gap(&data);
+    }
+
+    #[test]
+    fn ring(data in input()) {
+        checks::ring(&data);
+    }
+
+    #[test]
     fn websocket(data in frames()) {
         checks::websocket(&data);
     }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{DEADLINE, Place, Pod, children_of, kill, pidfd, wait_readable, which};
 use podinit::rpc::client::{
-    Code, CreateContainer, Deletion, Ended, EventKind, ExecOutcome, ExecRequest, NamespaceKind,
-    NamespaceSource, Phase, PodClient, SandboxRequest, Stdio,
+    Code, CreateContainer, Deletion, Ended, EventKind, ExecOutcome, ExecRequest, LogLimits, LogRate,
+    NamespaceKind, NamespaceSource, Phase, PodClient, SandboxRequest, Stdio, WhenFast, WhenStuck,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -431,6 +431,64 @@ fn events_have_no_gap_and_can_be_replayed() {
     let names: Vec<_> =
         of_c.iter().map(|kind| format!("{kind:?}").chars().take(7).collect::<String>()).collect();
     assert_eq!(names, ["Created", "Started", "Exited(", "Deleted"]);
+}
+
+#[test]
+fn limits_of_a_log_come_from_annotations_change_at_run_time_and_outlive_the_monitor() {
+    let pod = Pod::start();
+    let script = "seq 1 5000; while [ ! -e /go ]; do sleep 0.01; done; echo end";
+    let request = pod.container_with("c", &["sh", "-c", script], |config| {
+        config["annotations"]["org.podinit.log.rate-lines"] = json!("100");
+        config["annotations"]["org.podinit.log.when-fast"] = json!("drop");
+    });
+    pod.create(&request).unwrap();
+    pod.start_container("c");
+    // Told as an event, in the counters, and in the log itself.
+    let id = pod.id("c");
+    let gap = pod.call(async |client| {
+        let mut events = client.events(0).await.unwrap();
+        loop {
+            if let EventKind::LogGap(gap) = events.next().await.unwrap().kind {
+                return gap;
+            }
+        }
+    });
+    assert!(!gap.stderr && gap.lines > 0 && gap.reason.contains("rate limit"), "{gap:?}");
+    let stats = || pod.call(async |client| client.container_stats(&id).await.unwrap());
+    let before = stats();
+    assert_eq!(before.stdout.lines, 5000);
+    assert_eq!((before.limits.stdout.lines_per_second, before.limits.when_fast), (100, WhenFast::Drop));
+    assert!(before.stdout.rate_limited >= gap.bytes, "{before:?}");
+
+    let limits = LogLimits { when_stuck: WhenStuck::DropOldest, buffer_bytes: 4096, ..LogLimits::default() };
+    let total = LogRate { bytes_per_second: 1 << 30, ..LogRate::default() };
+    pod.call(async |client| {
+        client.set_log_limits(&id, &limits).await.unwrap();
+        client.set_log_total(&total).await.unwrap();
+    });
+    let [monitor] = children_of(pod.keeper_pid())[..] else { panic!("one child of the keeper") };
+    let gone = pidfd(monitor).unwrap();
+    kill(monitor, "KILL");
+    assert!(wait_readable(&gone));
+    pod.reconnect();
+    assert_eq!(stats().limits, limits);
+    let pod_stats = pod.call(async |client| client.pod_stats().await.unwrap());
+    assert_eq!(pod_stats.log_total, total);
+    pod.place.rootfs_file("go", b"");
+    assert!(pod.wait("c").log_complete, "what was dropped was dropped by an earlier monitor");
+    let log = fs::read_to_string(pod.log_path("c")).unwrap();
+    assert!(log.contains(" stdout F:gap podinit: ") && log.ends_with(" stdout F end\n"), "{log}");
+}
+
+#[test]
+fn log_option_that_makes_no_sense_is_refused_before_anything_is_made() {
+    let pod = Pod::start();
+    let request = pod.container_with("c", &["true"], |config| {
+        config["annotations"]["org.podinit.log.when-stuck"] = json!("panic");
+    });
+    let refused = pod.create(&request).unwrap_err().to_string();
+    assert!(refused.contains("when-stuck") && refused.contains("drop-oldest"), "{refused}");
+    assert!(!pod.log_path("c").exists());
 }
 
 /// What an engine sees when the monitor dies: the same pid, the same socket, a server again.

@@ -12,6 +12,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use podinit::limits::LOG_RECORD_BYTES_MAX;
+use podinit::monitor::log::limit::{LogLimits, Rate, WhenFast, WhenStuck};
 use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
 use podinit::monitor::relay::{Attach, Drained, Open, Output, Relay, StdinEnd, StreamId, StreamStats};
@@ -99,6 +100,12 @@ impl Fixture {
         let (reply, reopened) = channel();
         self.relay.reopen_logs(self.id, Box::new(move |answer| reply.send(answer).unwrap()));
         reopened.recv_timeout(DEADLINE).unwrap().unwrap();
+    }
+
+    fn limit(&self, limits: LogLimits) {
+        let (reply, set) = channel();
+        self.relay.set_limits(self.id, limits, Box::new(move |answer| reply.send(answer).unwrap()));
+        set.recv_timeout(DEADLINE).unwrap().unwrap();
     }
 
     fn attach(&self, stop_after_stdin_eof: bool) -> Client {
@@ -510,6 +517,78 @@ fn fifo_that_nobody_reads_is_a_log_that_waits() {
 }
 
 #[test]
+fn full_disk_drops_only_what_the_buffer_cannot_hold_if_the_container_shall_not_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    small_tmpfs(&disk, 64 << 10);
+    let path = directory.path().join("ctr.log");
+    std::os::unix::fs::symlink(disk.join("ctr.log"), &path).unwrap();
+    let logs = LogSet::open(&[LogConfig {
+        kind: LogKind::Cri,
+        path: path.clone(),
+        size_max: 0,
+        file: FileOptions::default(),
+    }])
+    .unwrap();
+    let mut fixture = Fixture::with_logs(directory, logs, None);
+    fixture.limit(LogLimits { when_stuck: WhenStuck::DropNewest, ..LogLimits::default() });
+    let out = lines(4 << 20);
+    fixture.out().write_all(&out).unwrap();
+    let stats = fixture.wait_for_stats("all read", |stats| stats.stdout.bytes == out.len() as u64);
+    assert!(stats.write_errors > 0 && stats.stdout.dropped > 0 && stats.buffered > 0, "{stats:?}");
+    // Somewhere else there is room.
+    std::fs::remove_file(&path).unwrap();
+    fixture.reopen();
+    let drained = fixture.exit();
+    assert!(!drained.complete);
+    assert_eq!(drained.stats.stdout.lines, out.iter().filter(|byte| **byte == b'\n').count() as u64);
+    let log = std::fs::read_to_string(&path).unwrap();
+    let gaps: Vec<&str> = log.lines().filter(|line| line.contains(" stdout F:gap podinit: ")).collect();
+    let expected = format!("{} bytes in ", drained.stats.stdout.dropped);
+    assert!(gaps.len() == 1 && gaps[0].contains(&expected) && gaps[0].contains("No space left"), "{gaps:?}");
+}
+
+#[test]
+fn output_that_comes_too_fast_is_dropped_and_told_or_waits() {
+    let out: Vec<u8> = (0..2000).flat_map(|number| format!("line {number}\n").into_bytes()).collect();
+    let rate = Rate { lines_per_second: 1000, lines_burst: 100, ..Rate::default() };
+    let limits = |when_fast| LogLimits { rates: [rate; 2], when_fast, ..LogLimits::default() };
+
+    let mut fixture = Fixture::new();
+    fixture.limit(limits(WhenFast::Drop));
+    fixture.out().write_all(&out).unwrap();
+    let stats = fixture.wait_for_stats("all read", |stats| stats.stdout.bytes == out.len() as u64);
+    assert!(stats.stdout.rate_limited > 0 && stats.stdout.dropped == stats.stdout.rate_limited, "{stats:?}");
+    let drained = fixture.exit();
+    assert_eq!((drained.complete, drained.stats.stdout.lines), (false, 2000));
+    let log = std::fs::read_to_string(fixture.log_path()).unwrap();
+    let gap = log.lines().find_map(|line| line.split_once("F:gap podinit: ")).unwrap().1;
+    assert!(gap.contains("faster than the rate limit"), "{gap}");
+
+    let mut fixture = Fixture::new();
+    fixture.limit(limits(WhenFast::Block));
+    fixture.out().write_all(&out).unwrap();
+    let stats = fixture.wait_for_stats("all read", |stats| stats.stdout.bytes == out.len() as u64);
+    assert!(stats.stdout.throttled_ns > 0 && stats.stdout.dropped == 0, "{stats:?}");
+    assert!(fixture.exit().complete);
+    assert!(payload(&fixture.log_path(), "stdout") == out);
+}
+
+#[test]
+fn pods_limit_holds_for_all_containers_and_can_be_lifted() {
+    let mut fixture = Fixture::new();
+    fixture.relay.set_pod_rate(Rate { bytes_per_second: 1, ..Rate::default() });
+    let out = lines(100_000);
+    fixture.out().write_all(&out).unwrap();
+    fixture.wait_for_stats("throttled", |stats| stats.stdout.throttled_ns > 0);
+    assert!(fixture.stats().stdout.bytes < 1000);
+    fixture.relay.set_pod_rate(Rate::default());
+    fixture.wait_for_stats("all read", |stats| stats.stdout.bytes == out.len() as u64);
+    assert!(fixture.exit().complete);
+}
+
+#[test]
 fn client_that_does_not_read_neither_stops_the_log_nor_stays() {
     let mut fixture = Fixture::new();
     let idle = fixture.attach(false);
@@ -688,8 +767,9 @@ fn follower_sees_everything_across_rotation_and_reopen_and_stops_at_the_end() {
         }
         if round % 7 == 3 {
             // Not in the middle of a rotation of ours.
-            let written = (round as u64 * (40 << 10)) + part.len() as u64;
-            fixture.wait_for_stats("written", |stats| stats.stdout.bytes == written);
+            let written = out.iter().take(((round * 40) << 10) + part.len());
+            let lines = written.filter(|byte| **byte == b'\n').count() as u64;
+            fixture.wait_for_stats("written", |stats| stats.stdout.lines == lines);
             std::fs::rename(
                 fixture.log_path(),
                 fixture.directory.path().join(format!("ctr.log.20261123-{round:06}")),

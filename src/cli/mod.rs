@@ -18,6 +18,7 @@ pub mod gc;
 pub mod hook;
 pub mod init;
 pub mod launch;
+mod limit;
 pub mod log_options;
 pub mod logs;
 pub mod monitor;

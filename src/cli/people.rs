@@ -10,6 +10,7 @@ use super::attach_command::{self, AttachArgs};
 use super::container::{self, CreateArgs, EventsArgs, ExecArgs, Names, PsArgs, RmArgs, StopArgs};
 use super::exit::Failure;
 use super::hook::HookCommand;
+use super::limit::{self, LimitLogsArgs};
 use super::logs::{self, LogsArgs};
 use super::paths::Root;
 use super::pod::PodCommand;
@@ -77,6 +78,8 @@ pub enum PeopleCommand {
     /// See and decide what happens to the system calls that containers' profiles notify of
     #[command(subcommand)]
     Seccomp(SeccompCommand),
+    /// Limit how much of a running container's output is logged; replaces all its limits
+    LimitLogs(LimitLogsArgs),
 }
 
 const EXEC_HELP: &str = "\
@@ -93,8 +96,7 @@ log_complete), created_at_ns, started_at_ns, bundle, log, terminal, monitor_rest
 const EVENTS_HELP: &str = "\
 Fields of an event in JSON: pod, sequence, time_ns, container (null for the pod), event (created,
 started, exited, deleted, oom-killed, exec-failed, monitor-restarted, stopping, pod-stopping,
-init-ended, hook-failed, lost),
-pid, exit (as in `podinit ps`), reason, count.";
+init-ended, hook-failed, log-failed, log-gap, lost), pid, exit (as in `podinit ps`), reason, count.";
 
 /// The end of `podinit --help`.
 pub const EXIT_CODES: &str = "\
@@ -127,6 +129,7 @@ impl PeopleCommand {
             Self::Stats(args) => done(stats::run(globals, &args)),
             Self::Hook(command) => command.run(globals),
             Self::Seccomp(command) => done(command.run(globals)),
+            Self::LimitLogs(args) => done(limit::run(globals, &args)),
         };
         match result {
             Ok(code) => ExitCode::from(code),

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::output::{Row, age};
 use super::paths::PodDir;
 use crate::rpc::client::{
-    ContainerStatus, Ended, Event, EventKind, ExitStatus, OomVictim, Phase, PinnedNamespace, Sandbox, Stdio,
-    Version,
+    ContainerStatus, Ended, Event, EventKind, ExitStatus, LogGap, OomVictim, Phase, PinnedNamespace, Sandbox,
+    Stdio, Version,
 };
 
 /// How a container ended. Exactly one of `code`, `signal` and `unknown` is not null.
@@ -326,6 +326,16 @@ impl EventView {
             EventKind::HookFailed(failure) => {
                 view.reason = Some(format!("{} at {}: {}", failure.hook, failure.stage, failure.reason));
                 "hook-failed"
+            }
+            EventKind::LogFailed(why) => {
+                view.reason = Some(why);
+                "log-failed"
+            }
+            EventKind::LogGap(gap) => {
+                let LogGap { stderr, bytes, lines, reason } = gap;
+                let stream = if stderr { "stderr" } else { "stdout" };
+                view.reason = Some(format!("{bytes} bytes in {lines} lines of {stream}: {reason}"));
+                "log-gap"
             }
             EventKind::Lost(events) => {
                 view.count = Some(events);

@@ -17,6 +17,7 @@ use crate::monitor::exit::{ExitCause, ExitRecord};
 use crate::monitor::hooks::OfContainer;
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::{self, Effect, Input, Phase};
+use crate::monitor::log::limit::LogLimits;
 use crate::monitor::oom::OomTrack;
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Drained, Relay, StreamId, StreamStats};
@@ -45,6 +46,7 @@ pub struct Container {
     pub(super) hooks: OfContainer,
     phase: Cell<Phase>,
     started_at_ns: Cell<u64>,
+    log_limits: Cell<LogLimits>,
 }
 
 /// A container's streams.
@@ -71,6 +73,7 @@ impl Container {
             hooks: OfContainer::default(),
             phase: Cell::new(Phase::Created),
             started_at_ns: Cell::new(saved.started_at_ns),
+            log_limits: Cell::new(saved.limits),
             saved,
         }
     }
@@ -129,6 +132,15 @@ impl Container {
 
     pub(super) fn set_started(&self) {
         self.started_at_ns.set(now_ns());
+    }
+
+    /// How its log is limited now.
+    pub(super) fn log_limits(&self) -> LogLimits {
+        self.log_limits.get()
+    }
+
+    pub(super) fn set_log_limits(&self, limits: LogLimits) {
+        self.log_limits.set(limits);
     }
 
     /// Takes one step of its life.

@@ -18,6 +18,8 @@ use crate::monitor::id::ContainerId;
 use crate::monitor::leaf::Home;
 use crate::monitor::life::Phase;
 use crate::monitor::log::journald::Identity;
+use crate::monitor::log::limit::LogLimits;
+use crate::monitor::log::options::OptionError;
 use crate::monitor::log::{LogConfig, LogSet};
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Open, Output};
@@ -131,14 +133,12 @@ impl Monitor {
     }
 
     async fn create_reserved(self: &Rc<Self>, mut request: CreateRequest) -> Result<Rc<Container>, Error> {
-        let mut options = bundle::log_options(&request.bundle)?;
-        options.add(std::mem::take(&mut request.log_options));
-        options.apply(&mut request.logs).map_err(|refused| Error::Invalid(refused.to_string()))?;
+        let limits = choose_logs(&mut request)?;
         if request.init {
             request.bundle = bundle::with_init(&request.bundle, &self.config.run_dir, &request.id)?;
         }
         self.seccomp.open_for(&request.id, &request.bundle)?;
-        let logs = open_logs(&request.logs, &request.id)?;
+        let logs = open_logs_aside(&request).await?;
         let was_there = self.runtime.state_dir(&request.id).is_some_and(|directory| directory.exists());
         let expecting = self.reaper.expect();
         let made = match self.run_create(&mut request).await {
@@ -149,7 +149,7 @@ impl Monitor {
         let (ends, child) = match made {
             Ok(made) => made,
             Err(error) => {
-                logs.undo();
+                aside(move || logs.undo()).await?;
                 if !was_there {
                     self.undo_create(&request).await;
                 }
@@ -166,6 +166,7 @@ impl Monitor {
                 return Err(error.into());
             }
         };
+        self.begin_log_limits(relay, limits);
         // A process that has ended already is in none that matters.
         let membership = Membership::of(child.pid()).ok();
         let oom = membership.as_ref().and_then(|cgroups| OomCounter::of(cgroups, &self.cgroup_mounts));
@@ -181,6 +182,7 @@ impl Monitor {
             started_at_ns: 0,
             files: request.files,
             logs: request.logs,
+            limits,
             cleanup: request.cleanup,
             options: request.options,
             execs_home,
@@ -302,6 +304,31 @@ impl Monitor {
             ::log::warn!("{error}");
         }
     }
+}
+
+/// Puts the options of the bundle and of the request into its logs; how they are
+/// limited.
+fn choose_logs(request: &mut CreateRequest) -> Result<LogLimits, Error> {
+    let refused = |refused: OptionError| Error::Invalid(refused.to_string());
+    let mut options = bundle::log_options(&request.bundle)?;
+    options.add(std::mem::take(&mut request.log_options));
+    options.apply(&mut request.logs).map_err(refused)?;
+    options.limits().map_err(refused)
+}
+
+async fn open_logs_aside(request: &CreateRequest) -> Result<LogSet, Error> {
+    let (configs, id) = (request.logs.clone(), request.id.clone());
+    aside(move || open_logs(&configs, &id)).await?
+}
+
+/// Does what may wait for a disk on a thread of its own.
+async fn aside<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let (sender, done) = tokio::sync::oneshot::channel();
+    // Whoever asked may be gone by then, and nobody else wants to know.
+    let thread =
+        std::thread::Builder::new().name("logs".to_owned()).spawn(move || sender.send(what()).is_ok());
+    thread.map_err(|error| Error::io("start a thread to open container logs", error))?;
+    done.await.map_err(|_| Error::Internal("the thread that opens container logs ended"))
 }
 
 /// Opens the logs of container `id`.

@@ -11,6 +11,7 @@ use crate::init::survey::Process;
 use crate::limits::EVENTS_KEPT_MAX;
 use crate::monitor::exit::{ExitCause, ExitRecord};
 use crate::monitor::id::{ContainerId, PodId};
+use crate::monitor::log::gap::Gap;
 use crate::sys::process::now_ns;
 
 /// Something that happened.
@@ -40,6 +41,10 @@ pub enum Happening {
     InitEnded(InitEnd),
     /// A hook failed whose policy is to tell that.
     HookFailed(HookFailure),
+    /// A log cannot be written, and why.
+    LogFailed(String),
+    /// Output is missing in a log.
+    LogGap(Gap),
 }
 
 /// The failure of a hook, as far as whoever follows the events is concerned.

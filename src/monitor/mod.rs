@@ -34,6 +34,7 @@ pub mod id;
 mod leaf;
 pub mod life;
 pub mod log;
+mod logging;
 mod oom;
 pub mod reaper;
 pub mod relay;
@@ -61,6 +62,7 @@ use fdsocket::FdSlots;
 use hooks::Hooks;
 use id::{ContainerId, PodId};
 use life::Phase;
+use log::limit::Rate;
 use reaper::{Child, Reaper};
 use relay::{Attach, Relay, StreamStats};
 use running::Family;
@@ -79,6 +81,9 @@ pub struct Monitor {
     /// Seccomp notifications of the containers.
     pub seccomp: Rc<Seccomp>,
     relay: Relay,
+    /// What the relay tells, until somebody listens.
+    notices: RefCell<Option<logging::Notices>>,
+    log_total: Cell<Rate>,
     runtime: Runtime,
     containers: RefCell<BTreeMap<ContainerId, Slot>>,
     created_or_not: Notify,
@@ -116,9 +121,12 @@ impl Monitor {
     pub fn new(config: Config, keeper: Rc<Link>, keeper_pid: u32) -> Result<Rc<Self>, Error> {
         let reaper = Rc::new(Reaper::default());
         let runtime = Runtime::new(&config, Rc::clone(&reaper));
+        let (relay, notices) = logging::relay()?;
         let monitor = Self {
             events: EventLog::default(),
-            relay: Relay::start()?,
+            relay,
+            notices: RefCell::new(Some(notices)),
+            log_total: Cell::default(),
             runtime,
             reaper,
             seccomp: Seccomp::new(&config),

@@ -25,6 +25,7 @@ use crate::monitor::id::ContainerId;
 use crate::monitor::leaf::Home;
 use crate::monitor::life::Phase;
 use crate::monitor::log::LogConfig;
+use crate::monitor::log::limit::LogLimits;
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Open, Output, StdinGuard, StreamStats};
 use crate::monitor::runtime::{CallOptions, pipe};
@@ -62,6 +63,9 @@ pub struct Saved {
     pub files: ExitFiles,
     /// Where its output goes.
     pub logs: Vec<LogConfig>,
+    /// How its log is limited.
+    #[serde(default)]
+    pub limits: LogLimits,
     /// Run after its exit.
     pub cleanup: Vec<String>,
     /// How the OCI runtime is called for it.
@@ -160,6 +164,7 @@ impl Monitor {
         let path = self.saved_path(&container.id);
         let saved = Saved {
             started_at_ns: container.started_at_ns(),
+            limits: container.log_limits(),
             ended: container.ended.borrow().clone(),
             exit: container.exit().map(|exit| (*exit).clone()),
             streams: container.final_stats.borrow().clone(),
@@ -188,6 +193,8 @@ impl Monitor {
     /// exits.
     pub fn take_over(self: &Rc<Self>, mut kept: Kept) {
         self.restarts.set(kept.restarts);
+        self.hear_relay();
+        self.resume_log_total();
         if kept.restarts > 0 {
             self.events.add(None, Happening::MonitorRestarted(kept.restarts));
         }
@@ -245,6 +252,7 @@ impl Monitor {
         let stdin_guard = Some(self.stdin_guard(&id));
         let open = Open { output: ends.output, stdin: ends.stdin, stdin_guard, logs, capture_max: None };
         let streams = Streams { relay: self.relay.open(open)?, terminal: ends.terminal };
+        self.begin_log_limits(streams.relay, saved.limits);
         let held = (0..).map_while(|number| kept.fds.remove(&format!("{id}/{HELD}{number}"))).collect();
         let child = match &saved.ended {
             Some(_) => Child::gone(saved.pid),

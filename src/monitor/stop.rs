@@ -16,6 +16,7 @@ use crate::monitor::fdsocket;
 use crate::monitor::hooks;
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::{Effect, Input, Phase};
+use crate::monitor::logging;
 use crate::monitor::runtime::Purpose;
 use crate::monitor::seccomp;
 use crate::monitor::{Monitor, Slot};
@@ -270,7 +271,8 @@ impl Monitor {
         }
         let sockets = ["conmon.sock", "streaming.sock", fdsocket::NAME, hooks::SOCKET_NAME];
         let of_seccomp = [seccomp::NAME, seccomp::PLUGINS_NAME, seccomp::DESCRIPTORS_NAME];
-        for file in sockets.into_iter().chain(of_seccomp).chain(["pidfile", init::FILE_NAME]) {
+        let files = ["pidfile", init::FILE_NAME, logging::TOTAL_FILE];
+        for file in sockets.into_iter().chain(of_seccomp).chain(files) {
             if let Err(error) = crate::monitor::create::remove_stale(&run_dir.join(file)) {
                 ::log::warn!("{error}");
             }

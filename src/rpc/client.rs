@@ -257,6 +257,30 @@ impl PodClient {
         Ok(convert::read_log_account(answer.get()?.get_account()?)?)
     }
 
+    /// `setLogLimits` of a container: replaces all of its limits.
+    ///
+    /// # Errors
+    /// As [`Self::list_containers`]; [`Code::NotFound`], [`Code::InvalidArgument`].
+    pub async fn set_log_limits(&self, id: &str, limits: &LogLimits) -> Result<(), Error> {
+        let mut call = self.pod.set_log_limits_request();
+        let mut request = call.get().init_request();
+        request.set_id(id);
+        convert::set_log_limits(request, limits);
+        call.send().promise.await?;
+        Ok(())
+    }
+
+    /// `setLogLimits` of the pod: of all containers' logs together.
+    ///
+    /// # Errors
+    /// As [`Self::list_containers`].
+    pub async fn set_log_total(&self, rate: &LogRate) -> Result<(), Error> {
+        let mut call = self.pod.set_log_limits_request();
+        convert::set_log_total(call.get().init_request(), rate);
+        call.send().promise.await?;
+        Ok(())
+    }
+
     /// `exec`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ pub mod client;
 mod conmon;
 mod convert;
 pub mod hooks;
+mod limits;
 pub mod plugin;
 mod pod;
 mod sandbox;

@@ -15,6 +15,7 @@ use crate::monitor::relay::{Attach, StdinEnd};
 use crate::rpc::conmon::create_request;
 use crate::rpc::convert::{bounded, container_id, malformed, path, refuse, text, texts};
 use crate::rpc::hooks;
+use crate::rpc::limits::{self, Limits};
 use crate::rpc::sandbox;
 use crate::rpc::schema::podinit_capnp as wire;
 use crate::rpc::seccomp::Control;
@@ -296,6 +297,24 @@ impl wire::pod::Server for PodServer {
         let (id, attach) = attach_request(params.get()?.get_request()?).map_err(|error| refuse(&error))?;
         self.monitor.attach(&id, attach).await.map_err(|error| refuse(&error))
     }
+
+    async fn set_log_limits(
+        self: Rc<Self>,
+        params: wire::pod::SetLogLimitsParams,
+        _: wire::pod::SetLogLimitsResults,
+    ) -> Result<(), capnp::Error> {
+        let request = params.get()?.get_request()?;
+        let id = request.get_id()?;
+        let limits = limits::read(request, id.is_empty()).map_err(|error| refuse(&error))?;
+        let set = match limits {
+            Limits::Total(rate) => self.monitor.set_log_total(rate),
+            Limits::Container(limits) => match container_id(id) {
+                Ok(id) => self.monitor.set_log_limits(&id, limits).await,
+                Err(error) => Err(error),
+            },
+        };
+        set.map_err(|error| refuse(&error))
+    }
 }
 
 /// Ends the forwarding when the client drops its capability or is gone.
@@ -340,6 +359,8 @@ fn set_event(mut wire: wire::event::Builder<'_>, event: &Event) {
         Happening::Lost(count) => wire.set_lost(*count),
         Happening::InitEnded(end) => set_init_end(wire.init_init_ended(), end),
         Happening::HookFailed(failure) => hooks::set_failure(wire.init_hook_failed(), failure),
+        Happening::LogFailed(why) => wire.set_log_failed(why),
+        Happening::LogGap(gap) => limits::set_gap(wire.init_log_gap(), gap),
     }
 }
 

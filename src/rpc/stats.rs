@@ -4,6 +4,7 @@ use crate::monitor::Monitor;
 use crate::monitor::log::account::Sums;
 use crate::monitor::relay::{ChannelStats, StreamStats};
 use crate::ns::network::{Interface, Network};
+use crate::rpc::limits;
 use crate::rpc::schema::podinit_capnp as wire;
 
 /// Lists here are bounded by what the kernel has; a length beyond the wire's is cut.
@@ -16,6 +17,7 @@ pub(super) fn set_pod(mut wire: wire::pod_stats::Builder<'_>, monitor: &Monitor)
     wire.set_containers(length(monitor.list().len()));
     wire.set_execs(length(monitor.execs()));
     wire.set_monitor_restarts(monitor.restarts());
+    limits::set_rate(wire.reborrow().init_log_total(), &monitor.log_total());
     let surveyed = monitor.survey();
     let count = length(surveyed.len());
     let mut list = wire.init_inits(count);
@@ -35,6 +37,8 @@ pub(super) fn set_container(mut wire: wire::container_stats::Builder<'_>, stats:
     wire.set_stall_longest_ns(stats.stall_longest_ns);
     wire.set_clients(length(stats.clients));
     wire.set_clients_cut_off(stats.clients_cut_off);
+    wire.set_buffered(stats.buffered as u64);
+    limits::set(wire.reborrow().init_limits(), &stats.limits);
     set_channel(wire.reborrow().init_stdout(), &stats.stdout);
     set_channel(wire.init_stderr(), &stats.stderr);
 }
@@ -59,6 +63,8 @@ fn set_channel(mut wire: wire::container_stats::channel_stats::Builder<'_>, stat
     wire.set_lines(stats.lines);
     wire.set_partials(stats.partials);
     wire.set_dropped(stats.dropped);
+    wire.set_rate_limited(stats.rate_limited);
+    wire.set_throttled_ns(stats.throttled_ns);
 }
 
 pub(super) fn set_network(mut wire: wire::network::Builder<'_>, network: &Network) {

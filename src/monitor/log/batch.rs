@@ -10,8 +10,9 @@ use super::split::Record;
 use super::stamp::Stamp;
 
 /// Bytes that one gathered write can render of its own (stamps, tags, short
-/// payloads): room for the greatest record in any format.
-pub(super) const SCRATCH_BYTES: usize = 256 << 10;
+/// payloads): room for the greatest record in any format, and for a read buffer
+/// full of 100-byte lines, so that each read is one write.
+pub(super) const SCRATCH_BYTES: usize = 384 << 10;
 
 /// Slices in one `writev`: enough for a read buffer full of 4 KiB lines, each two
 /// slices. Below that length payloads are copied, and need none of their own.
@@ -20,7 +21,7 @@ const PIECES_MAX: usize = 256;
 /// A payload up to this length is copied next to its stamp; a longer one is
 /// referred to where it lies. The kernel's cost of one more slice is about that
 /// of copying this much.
-const COPY_BYTES_MAX: usize = 2 << 10;
+pub(super) const COPY_BYTES_MAX: usize = 2 << 10;
 
 /// Which output of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -100,21 +101,25 @@ pub struct Written {
 /// What one `writev` shall write. One for all streams; it never grows.
 #[derive(Debug)]
 pub struct Gather {
+    /// Zeros to begin with, which the kernel gives without a page of memory.
     scratch: Vec<u8>,
+    /// Bytes of it that are rendered.
+    filled: usize,
     pieces: Vec<Piece>,
     bytes: usize,
 }
 
 impl Default for Gather {
     fn default() -> Self {
-        Self { scratch: Vec::with_capacity(SCRATCH_BYTES), pieces: Vec::with_capacity(PIECES_MAX), bytes: 0 }
+        let (scratch, pieces) = (vec![0; SCRATCH_BYTES], Vec::with_capacity(PIECES_MAX));
+        Self { scratch, filled: 0, pieces, bytes: 0 }
     }
 }
 
 impl Gather {
     /// Nothing is gathered afterwards.
     pub fn clear(&mut self) {
-        self.scratch.clear();
+        self.filled = 0;
         self.pieces.clear();
         self.bytes = 0;
     }
@@ -129,23 +134,38 @@ impl Gather {
     #[must_use]
     pub fn has_room(&self, scratch_bytes: usize) -> bool {
         // Four slices: stamp, held part, part in the chunk, newline.
-        self.pieces.len() + 4 <= PIECES_MAX && self.scratch.len() + scratch_bytes <= SCRATCH_BYTES
+        self.pieces.len() + 4 <= PIECES_MAX && self.filled + scratch_bytes <= SCRATCH_BYTES
     }
 
-    /// Adds a copy of `bytes`.
+    /// Adds a copy of `bytes`, for which there is room ([`Self::has_room`]).
     pub fn copy(&mut self, bytes: &[u8]) {
-        self.scratch.extend_from_slice(bytes);
-        self.scratch_grew(bytes.len());
+        if let Some(room) = self.scratch.get_mut(self.filled..self.filled + bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.scratch_grew(bytes.len());
+        }
     }
 
-    /// Adds one byte.
+    /// Adds one byte, for which there is room.
     pub fn byte(&mut self, byte: u8) {
-        self.scratch.push(byte);
-        self.scratch_grew(1);
+        self.copy(&[byte]);
+    }
+
+    /// Adds `head`, `payload` and a newline, for which there is room: what most
+    /// records are, and three times as fast as piece by piece.
+    pub fn line<const HEAD: usize>(&mut self, head: &[u8; HEAD], payload: &[u8]) {
+        let length = HEAD + payload.len() + 1;
+        let Some(room) = self.scratch.get_mut(self.filled..self.filled + length) else { return };
+        let Some((head_room, room)) = room.split_first_chunk_mut::<HEAD>() else { return };
+        let Some((newline, payload_room)) = room.split_last_mut() else { return };
+        *head_room = *head;
+        payload_room.copy_from_slice(payload);
+        *newline = b'\n';
+        self.scratch_grew(length);
     }
 
     fn scratch_grew(&mut self, by: usize) {
-        let now = self.scratch.len();
+        self.filled += by;
+        let now = self.filled;
         match self.pieces.last_mut() {
             Some(Piece::Scratch { end }) => *end = now,
             _ => self.pieces.push(Piece::Scratch { end: now }),

@@ -10,7 +10,7 @@
 //!
 //! Where bytes could not be kept, a gap record says so: see [`gap`](super::gap).
 
-use super::batch::{Batch, Gather};
+use super::batch::{Batch, COPY_BYTES_MAX, Gather};
 use super::split::{Record, Tag};
 use super::stamp::STAMP_BYTES;
 
@@ -22,6 +22,10 @@ pub const OVERHEAD_BYTES: usize = STAMP_BYTES + TAGS_BYTES;
 
 /// Gathers one record.
 pub fn encode(batch: &Batch<'_>, record: &Record, gather: &mut Gather) {
+    let (held, chunk) = batch.payload(record);
+    if held.is_empty() && chunk.len() <= COPY_BYTES_MAX {
+        return gather.line(&head(batch, record.tag), chunk);
+    }
     gather.copy(&head(batch, record.tag));
     gather.payload(batch, record);
     gather.byte(b'\n');

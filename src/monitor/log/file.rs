@@ -36,7 +36,7 @@ use super::gap::Gap;
 use super::options::{FileOptions, SyncPolicy};
 use super::reader::LogEnd;
 use super::split::{Record, Tag};
-use super::stamp::{Stamper, Timestamp};
+use super::stamp::{Stamp, Stamper, Timestamp};
 use super::{Amount, LogError, Progress, cri, json};
 use crate::limits::{LOG_RETRY_MAX, LOG_RETRY_MIN};
 use crate::sys::process::now_ns;
@@ -77,11 +77,10 @@ impl Format {
         }
     }
 
-    fn gap(self, gap: &Gap) -> Vec<u8> {
-        let stamp = Stamper::default().render(Timestamp::now());
+    fn gap(self, gap: &Gap, stamp: &Stamp) -> Vec<u8> {
         match self {
-            Self::Cri => gap.to_cri(&stamp),
-            Self::Json => gap.to_json(&stamp),
+            Self::Cri => gap.to_cri(stamp),
+            Self::Json => gap.to_json(stamp),
         }
     }
 }
@@ -263,6 +262,18 @@ impl FileSink {
         }
     }
 
+    /// Writes a gap record, or keeps it if it cannot be written now.
+    pub fn note(&mut self, gap: &Gap, stamp: &Stamp) -> Progress {
+        if self.lost.is_some() {
+            return Progress::Kept;
+        }
+        let record = self.format.gap(gap, stamp);
+        let waiting = Waiting { channel: gap.channel, bytes: record.len(), payload: 0, tag: Tag::Partial };
+        self.backlog.bytes.extend_from_slice(&record);
+        self.backlog.records.push_back(waiting);
+        self.retry()
+    }
+
     /// Tries again to write what could not be written.
     pub fn retry(&mut self) -> Progress {
         while !self.backlog.records.is_empty() {
@@ -354,11 +365,12 @@ impl FileSink {
 
     fn write_gaps(&self, lost: [Amount; 2]) {
         let Some(open) = &self.open else { return };
+        let stamp = Stamper::default().render(Timestamp::now());
         let mut gaps = if self.torn { vec![b'\n'] } else { Vec::new() };
         for (channel, Amount { bytes, lines }) in Channel::ALL.into_iter().zip(lost) {
             if bytes > 0 || lines > 0 {
                 let reason = self.last_error.as_deref().unwrap_or_default();
-                gaps.extend_from_slice(&self.format.gap(&Gap::new(channel, bytes, lines, reason)));
+                gaps.extend_from_slice(&self.format.gap(&Gap::new(channel, bytes, lines, reason), &stamp));
             }
         }
         // The log that has failed may fail again; the counters tell the loss in any case.

@@ -175,6 +175,13 @@ impl JournaldSink {
         self.retry()
     }
 
+    /// Sends an entry that tells of a gap.
+    pub fn note(&mut self, gap: &Gap) -> Progress {
+        let datagram = self.gap_entry(gap);
+        self.waiting.push_back(Waiting { datagram, channel: gap.channel, payload: 0, tag: Tag::Partial });
+        self.retry()
+    }
+
     /// Tries again to send what waits.
     pub fn retry(&mut self) -> Progress {
         while let Some(first) = self.waiting.pop_front() {
@@ -245,17 +252,22 @@ impl JournaldSink {
     fn tell_losses(&mut self) -> Result<(), Errno> {
         for channel in Channel::ALL {
             let Some(gap) = &self.losses[channel.index()] else { continue };
-            let mut datagram = Vec::new();
-            field(&mut datagram, "MESSAGE", &[gap.sentence().as_bytes(), b"\n"]);
-            field(&mut datagram, "PRIORITY", &[b"4"]);
-            for (name, value) in gap.journal_fields() {
-                field(&mut datagram, name, &[value.as_bytes()]);
-            }
-            datagram.extend_from_slice(&self.identity);
-            self.send(&datagram)?;
+            self.send(&self.gap_entry(gap))?;
             self.losses[channel.index()] = None;
         }
         Ok(())
+    }
+
+    fn gap_entry(&self, gap: &Gap) -> Vec<u8> {
+        let mut datagram = Vec::new();
+        field(&mut datagram, "MESSAGE", &[gap.sentence().as_bytes(), b"\n"]);
+        // Of a warning.
+        field(&mut datagram, "PRIORITY", &[b"4"]);
+        for (name, value) in gap.journal_fields() {
+            field(&mut datagram, name, &[value.as_bytes()]);
+        }
+        datagram.extend_from_slice(&self.identity);
+        datagram
     }
 
     fn send(&self, datagram: &[u8]) -> Result<(), Errno> {

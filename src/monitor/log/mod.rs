@@ -10,11 +10,12 @@
 //! Nothing here waits, and no error ends anything: a sink that fails is
 //! [`Progress::Blocked`] until it works again.
 //!
-//! What each sink does when it cannot write:
+//! A write may block in the kernel; the relay has it done where that delays nobody
+//! else. What each sink does when it cannot write:
 //!
 //! | sink | policy |
 //! | --- | --- |
-//! | file (CRI, JSON) | *block*: nothing more is read, the pipe fills, the container waits; retried on a timer |
+//! | file (CRI, JSON) | blocked, and retried on a timer; whether the container waits meanwhile is [`limit::WhenStuck`] |
 //! | journald, slow | *block*, at most [`JOURNAL_STALL_MAX`](crate::limits::JOURNAL_STALL_MAX), then as if it were absent |
 //! | journald, absent | dropped and counted, and said in the journal when it is back |
 //!
@@ -32,14 +33,17 @@ pub mod file;
 pub mod gap;
 pub mod journald;
 pub mod json;
+pub mod limit;
 pub mod options;
 mod parts;
 pub mod reader;
+pub mod ring;
 pub mod rotate;
 pub mod split;
 pub mod stamp;
 mod watch;
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -47,6 +51,7 @@ use std::time::Instant;
 use account::Both;
 use batch::{Batch, Channel, Gather};
 use file::{FileSink, Format};
+use gap::Gap;
 use options::FileOptions;
 use serde::{Deserialize, Serialize};
 
@@ -165,8 +170,8 @@ pub struct LogSet {
     drivers: Vec<Driver>,
     splitters: [Splitter; 2],
     counters: [Counters; 2],
-    /// What was read when a sink failed, after the batch that it failed on.
-    rest: Option<Rest>,
+    /// What came after the batch that a sink failed on.
+    rest: VecDeque<Item>,
     blocked: bool,
     /// Of sinks that are closed.
     write_errors: u64,
@@ -188,11 +193,34 @@ pub struct Tail {
     pub held: [Vec<u8>; 2],
 }
 
-#[derive(Debug)]
-struct Rest {
-    channel: Channel,
-    stamp: Stamp,
-    bytes: Vec<u8>,
+/// Something that has to wait until it can be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// Output.
+    Bytes {
+        /// Of which stream.
+        channel: Channel,
+        /// When it was read.
+        stamp: Stamp,
+        /// As it was read.
+        bytes: Vec<u8>,
+    },
+    /// Output that is missing here.
+    Gap {
+        /// How much.
+        gap: Gap,
+        /// When it began to be missing.
+        stamp: Stamp,
+    },
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Bytes { bytes, .. } => bytes.len(),
+            Self::Gap { .. } => 0,
+        }
+    }
 }
 
 impl LogSet {
@@ -249,8 +277,8 @@ impl LogSet {
         }
     }
 
-    /// Writes what was read from `channel` at `stamp`. Not to be called while
-    /// blocked.
+    /// Writes what was read from `channel` at `stamp`. While blocked, it is kept
+    /// and written by [`Self::retry`].
     pub fn write(
         &mut self,
         channel: Channel,
@@ -263,6 +291,10 @@ impl LogSet {
             return Progress::Kept;
         }
         let mut rest = chunk;
+        if self.blocked {
+            self.keep_rest(channel, stamp, rest);
+            return Progress::Blocked;
+        }
         loop {
             let cut = self.splitters[channel.index()].split(rest, &mut buffers.records);
             let progress = self.write_records(channel, rest, stamp, buffers);
@@ -272,10 +304,43 @@ impl LogSet {
                 return progress;
             }
             if progress == Progress::Blocked {
-                self.rest = Some(Rest { channel, stamp: *stamp, bytes: rest.to_vec() });
+                self.keep_rest(channel, stamp, rest);
                 return progress;
             }
         }
+    }
+
+    fn keep_rest(&mut self, channel: Channel, stamp: &Stamp, rest: &[u8]) {
+        self.rest.push_back(Item::Bytes { channel, stamp: *stamp, bytes: rest.to_vec() });
+    }
+
+    /// Leaves a gap record in every log. A line that was begun before it is cut
+    /// there: what follows the gap is not its end.
+    pub fn note(&mut self, gap: Gap, stamp: &Stamp, buffers: &mut Buffers) -> Progress {
+        if self.blocked {
+            self.rest.push_back(Item::Gap { gap, stamp: *stamp });
+            return Progress::Blocked;
+        }
+        if self.finish(gap.channel, stamp, buffers) == Progress::Blocked {
+            self.rest.push_front(Item::Gap { gap, stamp: *stamp });
+            return Progress::Blocked;
+        }
+        for driver in &mut self.drivers {
+            self.blocked |= driver.note(&gap, stamp) == Progress::Blocked;
+        }
+        self.progress()
+    }
+
+    /// Writes what had to wait.
+    pub fn take(&mut self, item: Item, buffers: &mut Buffers) -> Progress {
+        match item {
+            Item::Bytes { channel, stamp, bytes } => self.write(channel, &bytes, &stamp, buffers),
+            Item::Gap { gap, stamp } => self.note(gap, &stamp, buffers),
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        if self.blocked { Progress::Blocked } else { Progress::Kept }
     }
 
     /// Gives the records in `buffers` to every driver.
@@ -299,7 +364,7 @@ impl LogSet {
         for driver in &mut self.drivers {
             self.blocked |= driver.write(&batch, gather) == Progress::Blocked;
         }
-        if self.blocked { Progress::Blocked } else { Progress::Kept }
+        self.progress()
     }
 
     /// Writes whole lines that are not of the container, as records of stderr (of
@@ -315,13 +380,13 @@ impl LogSet {
         let counters = self.counters;
         let own = std::mem::take(&mut self.splitters[channel.index()]);
         let progress = self.write(channel, lines, stamp, buffers);
-        let unseen = self.rest.as_ref().map_or(0, |rest| rest.bytes.len());
+        let unseen = self.rest.iter().map(Item::bytes).sum::<usize>();
         self.added[channel.index()] += lines.len().saturating_sub(unseen) as u64;
         self.splitters[channel.index()] = own;
         self.counters = counters;
         if progress == Progress::Blocked {
             // What they have seen is kept by them; the rest would be taken for the container's.
-            self.rest = None;
+            self.rest.clear();
         }
         true
     }
@@ -334,6 +399,12 @@ impl LogSet {
         let progress = self.write_records(channel, &[], stamp, buffers);
         self.splitters[channel.index()].clear();
         progress
+    }
+
+    /// There is no log: everything is only counted.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.drivers.is_empty()
     }
 
     /// A write is outstanding.
@@ -358,10 +429,15 @@ impl LogSet {
         if blocked {
             return Progress::Blocked;
         }
-        match self.rest.take() {
-            Some(rest) => self.write(rest.channel, &rest.bytes, &rest.stamp, buffers),
-            None => Progress::Kept,
+        // What cannot be written even now comes to the front again, in its order.
+        let mut rest = std::mem::take(&mut self.rest);
+        while let Some(item) = rest.pop_front() {
+            if self.take(item, buffers) == Progress::Blocked {
+                break;
+            }
         }
+        self.rest.append(&mut rest);
+        self.progress()
     }
 
     /// Opens every file anew that is no longer the one at its path.
@@ -442,7 +518,7 @@ impl LogSet {
     /// was brought here is in it or held as the start of a line; `None` at others.
     #[must_use]
     pub fn tail(&self) -> Option<Tail> {
-        if self.blocked || self.rest.is_some() {
+        if self.blocked || !self.rest.is_empty() {
             return None;
         }
         let (path, end) = self.drivers.iter().find_map(|driver| match driver {
@@ -477,6 +553,13 @@ impl Driver {
         match self {
             Self::File(sink) => sink.write(batch, gather),
             Self::Journald(sink) => sink.write(batch),
+        }
+    }
+
+    fn note(&mut self, gap: &Gap, stamp: &Stamp) -> Progress {
+        match self {
+            Self::File(sink) => sink.note(gap, stamp),
+            Self::Journald(sink) => sink.note(gap),
         }
     }
 
@@ -523,6 +606,44 @@ impl Driver {
     }
 }
 
+/// What a [`LogSet`] tells of itself, for when it is away.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogReport {
+    /// What happened on each channel so far.
+    pub counters: [Counters; 2],
+    /// Payload bytes of each channel that a log could not keep.
+    pub dropped: [u64; 2],
+    /// Failed writes so far.
+    pub write_errors: u64,
+    /// The last of them, for a person.
+    pub last_error: Option<String>,
+    /// A write is outstanding.
+    pub blocked: bool,
+    /// When to try again.
+    pub retry_at: Option<Instant>,
+    /// [`LogSet::written`].
+    pub written: Option<Both>,
+    /// [`LogSet::added`].
+    pub added: [u64; 2],
+}
+
+impl LogReport {
+    /// Brings the report up to date.
+    pub fn update(&mut self, logs: &LogSet) {
+        self.counters = logs.counters;
+        self.dropped = Channel::ALL.map(|channel| logs.dropped(channel));
+        let write_errors = logs.write_errors();
+        if self.write_errors != write_errors {
+            self.last_error = logs.last_error().map(str::to_owned);
+        }
+        self.write_errors = write_errors;
+        self.blocked = logs.is_blocked();
+        self.retry_at = logs.retry_at();
+        self.written = logs.written();
+        self.added = logs.added();
+    }
+}
+
 /// An amount of output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Amount {
@@ -537,7 +658,13 @@ impl Amount {
         Self { bytes: payload as u64, lines: u64::from(tag == Tag::Full) }
     }
 
-    fn add(&mut self, other: Self) {
+    /// Of bytes as they were read.
+    pub(super) fn of_output(bytes: &[u8]) -> Self {
+        let lines = memchr::memchr_iter(b'\n', bytes).count();
+        Self { bytes: (bytes.len() - lines) as u64, lines: lines as u64 }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
         self.bytes += other.bytes;
         self.lines += other.lines;
     }

@@ -13,6 +13,11 @@
 //! | `backups` | rotated files that are kept, 1 to [`LOG_BACKUPS_MAX`] | 1 |
 //! | `compress` | `none`, or `gzip` from the second backup on | `none` |
 //! | `sync` | `none`, `rotation` or `exit` ([`SyncPolicy`]) | `none` |
+//! | `rate-bytes`, `rate-lines` | what each stream may print in a second | 0: no limit |
+//! | `burst-bytes`, `burst-lines` | what may come at once after a pause | what comes in a second |
+//! | `when-fast` | `block` or `drop` ([`WhenFast`]) | `block` |
+//! | `when-stuck` | `block`, `drop-oldest` or `drop-newest` ([`WhenStuck`]) | `block` |
+//! | `buffer` | bytes kept while a log is stuck, at most [`LOG_BUFFER_BYTES_MAX`] | [`LOG_BUFFER_BYTES`](crate::limits::LOG_BUFFER_BYTES) |
 //!
 //! Pure: text in, values out.
 
@@ -21,7 +26,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::LogConfig;
-use crate::limits::LOG_BACKUPS_MAX;
+use super::limit::{LogLimits, Rate, WhenFast, WhenStuck};
+use crate::limits::{LOG_BACKUPS_MAX, LOG_BUFFER_BYTES_MAX};
 
 /// What the names of annotations begin with.
 pub const PREFIX: &str = "org.podinit.log.";
@@ -30,9 +36,38 @@ const SIZE_MAX: &str = "size-max";
 const BACKUPS: &str = "backups";
 const COMPRESS: &str = "compress";
 const SYNC: &str = "sync";
+const RATE_BYTES: &str = "rate-bytes";
+const RATE_LINES: &str = "rate-lines";
+const BURST_BYTES: &str = "burst-bytes";
+const BURST_LINES: &str = "burst-lines";
+const WHEN_FAST: &str = "when-fast";
+const WHEN_STUCK: &str = "when-stuck";
+const BUFFER: &str = "buffer";
 
 /// Every name there is.
-pub const NAMES: [&str; 4] = [SIZE_MAX, BACKUPS, COMPRESS, SYNC];
+pub const NAMES: [&str; 11] = [
+    SIZE_MAX,
+    BACKUPS,
+    COMPRESS,
+    SYNC,
+    RATE_BYTES,
+    RATE_LINES,
+    BURST_BYTES,
+    BURST_LINES,
+    WHEN_FAST,
+    WHEN_STUCK,
+    BUFFER,
+];
+
+/// The words of `when-fast`.
+pub const FAST: [(&str, WhenFast); 2] = [("block", WhenFast::Block), ("drop", WhenFast::Drop)];
+
+/// The words of `when-stuck`.
+pub const STUCK: [(&str, WhenStuck); 3] = [
+    ("block", WhenStuck::Block),
+    ("drop-oldest", WhenStuck::DropOldest),
+    ("drop-newest", WhenStuck::DropNewest),
+];
 
 /// Why an option is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -188,6 +223,31 @@ impl Given {
         Ok(FileOptions { backups, compression, sync })
     }
 
+    /// What was chosen about the amount of output; both streams alike.
+    ///
+    /// # Errors
+    /// The first value that makes no sense.
+    pub fn limits(&self) -> Result<LogLimits, OptionError> {
+        let amount = |name| Ok(self.bytes(name)?.unwrap_or(0));
+        let rate = Rate {
+            bytes_per_second: amount(RATE_BYTES)?,
+            bytes_burst: amount(BURST_BYTES)?,
+            lines_per_second: amount(RATE_LINES)?,
+            lines_burst: amount(BURST_LINES)?,
+        };
+        let buffer_bytes = amount(BUFFER)?;
+        if buffer_bytes > LOG_BUFFER_BYTES_MAX as u64 {
+            let (value, wanted) = (buffer_bytes.to_string(), format!("at most {LOG_BUFFER_BYTES_MAX} bytes"));
+            return Err(OptionError::Value { name: BUFFER, value, wanted });
+        }
+        Ok(LogLimits {
+            rates: [rate; 2],
+            when_fast: self.word(WHEN_FAST, &FAST)?.unwrap_or_default(),
+            when_stuck: self.word(WHEN_STUCK, &STUCK)?.unwrap_or_default(),
+            buffer_bytes,
+        })
+    }
+
     /// Puts what was chosen into `logs`.
     ///
     /// # Errors
@@ -256,6 +316,23 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_chosen_like_files() {
+        let limits = given(&[("rate-bytes", "1m"), ("when-fast", "drop"), ("when-stuck", "drop-oldest")]);
+        let rate = Rate { bytes_per_second: 1 << 20, ..Rate::default() };
+        let expected = LogLimits {
+            rates: [rate; 2],
+            when_fast: WhenFast::Drop,
+            when_stuck: WhenStuck::DropOldest,
+            buffer_bytes: 0,
+        };
+        assert_eq!(limits.limits().unwrap(), expected);
+        assert_eq!(given(&[]).limits().unwrap(), LogLimits::default());
+        for (name, value) in [("rate-lines", "-1"), ("when-fast", "wait"), ("buffer", "1g")] {
+            assert!(given(&[(name, value)]).limits().unwrap_err().to_string().contains(name));
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_with_its_name() {
         let refused = |pairs: &[(&str, &str)]| given(pairs).apply(&mut []).unwrap_err().to_string();
         assert!(refused(&[("backup", "3")]).contains("there is no log option \"backup\""));
@@ -276,7 +353,7 @@ mod tests {
         fn any_text_is_an_option_or_refused(pairs in prop::collection::btree_map(".{0,12}", ".{0,12}", 0..4)) {
             let mut options = Given::default();
             options.add(pairs);
-            let _refused = options.apply(&mut [log(0)]);
+            let _refused = (options.apply(&mut [log(0)]), options.limits());
         }
     }
 }

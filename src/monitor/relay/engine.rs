@@ -1,20 +1,26 @@
-//! The relay's thread: waits, and lets streams act. What it can be told is
-//! [`Command`]; nothing else enters it.
+//! The relay's state: waits, and lets streams act. What it can be told is
+//! [`Command`]; nothing else enters it. It touches no log itself: that is a
+//! [`Job`] for the thread that leads it ([`lead`](super::lead)).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
+use super::job::{Done, Job, Shared};
+use super::lead::Seat;
+use super::pace::PodPace;
 use super::poll::{self, Poll, Token};
-use super::stream::{Shared, Stream};
-use super::{Attach, Captured, Drained, RelayError, Reply, StreamId, StreamStats};
+use super::stream::Stream;
+use super::{Attach, Captured, Drained, RelayError, Reply, StreamId, StreamStats, Tell};
 use crate::limits::RELAY_REST;
 use crate::monitor::log::LogError;
+use crate::monitor::log::limit::{LogLimits, Rate};
 
 /// What the control side asks for; see [`Relay`](super::Relay).
 pub(super) enum Command {
@@ -24,6 +30,8 @@ pub(super) enum Command {
     Attach(StreamId, Attach, Reply<Result<(), RelayError>>),
     ReopenLogs(StreamId, Reply<Result<(), LogError>>),
     Stats(StreamId, Reply<Option<StreamStats>>),
+    SetLimits(StreamId, LogLimits, Reply<Result<(), RelayError>>),
+    SetPodRate(Rate),
     CaptureSoFar(StreamId, Reply<Option<Captured>>),
     AddLines(StreamId, Vec<u8>, Reply<bool>),
     Stop(Reply<()>),
@@ -38,6 +46,8 @@ impl std::fmt::Debug for Command {
             Self::Attach(..) => "Attach",
             Self::ReopenLogs(..) => "ReopenLogs",
             Self::Stats(..) => "Stats",
+            Self::SetLimits(..) => "SetLimits",
+            Self::SetPodRate(_) => "SetPodRate",
             Self::CaptureSoFar(..) => "CaptureSoFar",
             Self::AddLines(..) => "AddLines",
             Self::Stop(_) => "Stop",
@@ -46,10 +56,12 @@ impl std::fmt::Debug for Command {
     }
 }
 
-/// Why the thread ends.
-enum Ending {
-    Asked(Reply<()>),
-    NobodyIsLeft,
+/// What the leader is to do next.
+pub(super) enum Turn {
+    /// This, and then give it back.
+    Job(Job),
+    /// Nothing more; tell who asked for the end.
+    Over(Option<Reply<()>>),
 }
 
 /// A stream and when it wants to be settled.
@@ -58,50 +70,119 @@ struct Entry {
     due: Option<Instant>,
 }
 
-/// The thread's state.
+/// What the leader has to attend to.
+enum Next {
+    Returned(Done),
+    Ready(Token, EventFlags),
+    Command(Command),
+    Due(StreamId),
+    Nothing,
+}
+
+/// The relay's state, whoever leads it.
 pub(super) struct Engine {
     poll: Poll,
     wake: Arc<OwnedFd>,
     commands: Receiver<Command>,
+    has_commands: bool,
     streams: HashMap<StreamId, Entry>,
     due: BTreeSet<(Instant, StreamId)>,
-    shared: Shared,
+    /// What epoll told and nobody has looked at.
+    ready: VecDeque<(Token, EventFlags)>,
+    returned: VecDeque<Done>,
+    /// `None` while a job has them, and after a rest.
+    shared: Option<Box<Shared>>,
     /// When the shared buffers are given back, unless something happens before.
     rest_at: Option<Instant>,
+    ending: Option<Option<Reply<()>>>,
+    pod: PodPace,
+    tell: Tell,
 }
 
 impl Engine {
-    pub(super) fn new(poll: Poll, wake: Arc<OwnedFd>, commands: Receiver<Command>) -> Result<Self, Errno> {
+    pub(super) fn new(
+        poll: Poll,
+        wake: Arc<OwnedFd>,
+        commands: Receiver<Command>,
+        tell: Tell,
+    ) -> Result<Self, Errno> {
         poll.add(&*wake, Token::WAKE)?;
-        let (streams, due, shared) = (HashMap::new(), BTreeSet::new(), Shared::default());
-        Ok(Self { poll, wake, commands, streams, due, shared, rest_at: None })
+        Ok(Self {
+            poll,
+            wake,
+            commands,
+            has_commands: false,
+            streams: HashMap::new(),
+            due: BTreeSet::new(),
+            ready: VecDeque::new(),
+            returned: VecDeque::new(),
+            shared: None,
+            rest_at: None,
+            ending: None,
+            pod: PodPace::default(),
+            tell,
+        })
     }
 
-    /// The thread's life.
-    pub(super) fn run(mut self) {
-        let mut ready = Vec::new();
-        let ending = loop {
-            if self.poll.wait(&mut ready, self.timeout()).is_err() {
-                // A signal at most; every descriptor that counts is still watched.
-                ready.clear();
+    /// Goes on until there is a job, which may take long, or nothing more to do.
+    pub(super) fn turn(&mut self, seat: &Seat) -> Turn {
+        loop {
+            let job = match self.next() {
+                Next::Returned(done) => self.take_back(done),
+                Next::Ready(token, flags) => {
+                    self.act(token.stream(), |stream, shared, pod| stream.on_event(token, flags, shared, pod))
+                        .1
+                }
+                Next::Command(command) => self.execute(command),
+                Next::Due(id) => self.act(id, |_, _, _| ()).1,
+                Next::Nothing => {
+                    if let Some(reply) = self.ending.take_if(|_| self.streams.values().all(is_closing)) {
+                        return Turn::Over(reply);
+                    }
+                    self.wait(seat);
+                    None
+                }
+            };
+            if let Some(job) = job {
+                return Turn::Job(job);
             }
-            for &(token, flags) in &ready {
-                if token != Token::WAKE {
-                    self.act(token.stream(), |stream, shared| stream.on_event(token, flags, shared));
+        }
+    }
+
+    fn next(&mut self) -> Next {
+        if let Some(done) = self.returned.pop_front() {
+            return Next::Returned(done);
+        }
+        if let Some((token, flags)) = self.ready.pop_front() {
+            return Next::Ready(token, flags);
+        }
+        if self.has_commands {
+            match self.commands.try_recv() {
+                Ok(command) => return Next::Command(command),
+                Err(TryRecvError::Empty) => self.has_commands = false,
+                Err(TryRecvError::Disconnected) => {
+                    self.has_commands = false;
+                    self.end_all(None);
                 }
             }
-            if ready.iter().any(|(token, _)| *token == Token::WAKE) {
-                poll::quiet(&self.wake);
-                if let Some(ending) = self.obey() {
-                    break ending;
-                }
-            }
-            self.settle_due();
-            self.rest_if_quiet(ready.is_empty());
-        };
-        self.end_all();
-        if let Ending::Asked(reply) = ending {
-            reply(());
+        }
+        match self.due.first() {
+            Some(&(at, id)) if at <= Instant::now() => Next::Due(id),
+            _ => Next::Nothing,
+        }
+    }
+
+    fn wait(&mut self, seat: &Seat) {
+        let timeout = self.timeout();
+        // An error is a signal at most; every descriptor that counts is still watched.
+        let _woken = self.poll.wait(&mut self.ready, timeout);
+        self.rest_if_quiet();
+        let before = self.ready.len();
+        self.ready.retain(|(token, _)| *token != Token::WAKE);
+        if self.ready.len() < before {
+            poll::quiet(&self.wake);
+            self.has_commands = true;
+            self.returned.extend(seat.handed_in());
         }
     }
 
@@ -113,115 +194,172 @@ impl Engine {
     }
 
     /// The buffers have touched pages for as much as was read at once. After a
-    /// pause they are exchanged for new ones, which have touched none yet.
-    fn rest_if_quiet(&mut self, quiet: bool) {
+    /// pause they are given back.
+    fn rest_if_quiet(&mut self) {
         let now = Instant::now();
-        if !quiet {
+        if !self.ready.is_empty() {
             self.rest_at = Some(now + RELAY_REST);
         } else if self.rest_at.is_some_and(|at| at <= now) {
             self.rest_at = None;
-            self.shared = Shared::default();
+            self.shared = None;
         }
     }
 
-    fn settle_due(&mut self) {
-        let now = Instant::now();
-        while let Some(&(at, id)) = self.due.first() {
-            if at > now {
-                break;
+    /// What a leader has done itself.
+    pub(super) fn give_back(&mut self, done: Done) {
+        self.returned.push_back(done);
+    }
+
+    fn take_back(&mut self, done: Done) -> Option<Job> {
+        let Done { id, logs, shared } = done;
+        if self.shared.is_none() {
+            self.shared = shared;
+        }
+        match logs {
+            Some(logs) => self.act(id, |stream, _, _| stream.put_back(logs)).1,
+            None => {
+                self.forget(id);
+                None
             }
-            self.act(id, |_, _| ());
         }
     }
 
     /// Lets a stream do something, and then what follows from it.
-    fn act<T>(&mut self, id: StreamId, what: impl FnOnce(&mut Stream, &mut Shared) -> T) -> Option<T> {
-        let entry = self.streams.get_mut(&id)?;
+    fn act<T>(
+        &mut self,
+        id: StreamId,
+        what: impl FnOnce(&mut Stream, &mut Shared, &mut PodPace) -> T,
+    ) -> (Option<T>, Option<Job>) {
+        let Some(entry) = self.streams.get_mut(&id) else { return (None, None) };
         if let Some(due) = entry.due.take() {
             self.due.remove(&(due, id));
         }
-        let shared = &mut self.shared;
+        let (shared, pod) = (self.shared.get_or_insert_default(), &mut self.pod);
         // A bug that one container's bytes can trigger must not end the others' relay.
         let done = catch_unwind(AssertUnwindSafe(|| {
-            let result = what(&mut entry.stream, shared);
-            entry.stream.settle(Instant::now(), shared);
-            result
+            let result = what(&mut entry.stream, shared, pod);
+            let now = Instant::now();
+            entry.stream.settle(now);
+            (result, entry.stream.next_work(now))
         }));
-        if done.is_err() || entry.stream.is_over() {
-            self.streams.remove(&id);
-            return done.ok();
+        let Ok((result, work)) = done else {
+            self.forget(id);
+            return (None, None);
+        };
+        for notice in entry.stream.take_notices() {
+            (self.tell)(id, notice);
+        }
+        if entry.stream.is_over() {
+            self.forget(id);
+            return (Some(result), None);
         }
         entry.due = entry.stream.deadline();
         self.due.extend(entry.due.map(|due| (due, id)));
-        done.ok()
+        let job = work.and_then(|(logs, work)| {
+            let shared = self.shared.take()?;
+            Some(Job { id, logs, shared, work })
+        });
+        (Some(result), job)
+    }
+
+    fn forget(&mut self, id: StreamId) {
+        if let Some(entry) = self.streams.remove(&id) {
+            self.pod.sharers -= u64::from(entry.stream.has_log());
+        }
     }
 
     /// Like [`Self::act`] for a stream that has not been finished yet.
-    fn command<T>(&mut self, id: StreamId, what: impl FnOnce(&mut Stream, &mut Shared) -> T) -> Option<T> {
-        if self.streams.get(&id)?.stream.is_closing() {
-            return None;
-        }
-        self.act(id, what)
-    }
-
-    fn obey(&mut self) -> Option<Ending> {
-        loop {
-            match self.commands.try_recv() {
-                Ok(Command::Stop(reply)) => return Some(Ending::Asked(reply)),
-                Ok(command) => self.execute(command),
-                Err(TryRecvError::Empty) => return None,
-                Err(TryRecvError::Disconnected) => return Some(Ending::NobodyIsLeft),
-            }
+    fn command<T>(&mut self, id: StreamId, what: impl FnOnce(&mut Stream) -> T) -> (Option<T>, Option<Job>) {
+        match self.streams.get(&id) {
+            Some(entry) if !entry.stream.is_closing() => self.act(id, |stream, _, _| what(stream)),
+            _ => (None, None),
         }
     }
 
-    fn execute(&mut self, command: Command) {
+    fn execute(&mut self, command: Command) -> Option<Job> {
         match command {
             Command::Open(stream) => {
                 let id = stream.id();
+                self.pod.sharers += u64::from(stream.has_log());
                 self.streams.insert(id, Entry { stream: *stream, due: None });
+                None
             }
             Command::Finish(id, grace, reply) => {
-                self.command(id, |stream, _| stream.begin_finish(grace, reply));
+                self.command(id, |stream| stream.begin_finish(grace, reply)).1
             }
-            Command::Abandon(id) => {
-                if let Some(entry) = self.streams.remove(&id) {
-                    if let Some(due) = entry.due {
-                        self.due.remove(&(due, id));
-                    }
-                    entry.stream.abandon();
-                }
-            }
+            Command::Abandon(id) => self.command(id, |stream| stream.abandon()).1,
             Command::Attach(id, attach, reply) => {
                 let poll = self.poll.clone();
-                let made = self.command(id, |stream, _| stream.attach(attach, &poll));
+                let (made, job) = self.command(id, |stream| stream.attach(attach, &poll));
                 reply(made.unwrap_or(Err(RelayError::Unknown)));
+                job
             }
             Command::ReopenLogs(id, reply) => {
-                let reopened = self.command(id, Stream::reopen_logs);
-                reply(reopened.unwrap_or(Err(LogError::Ended)));
+                let mut reply = Some(reply);
+                let (_, job) = self.command(id, |stream| {
+                    reply.take().into_iter().for_each(|reply| stream.reopen_logs(reply));
+                });
+                reply.into_iter().for_each(|reply| reply(Err(LogError::Ended)));
+                job
             }
-            Command::Stats(id, reply) => reply(self.command(id, |stream, _| stream.stats())),
+            Command::Stats(id, reply) => {
+                let (stats, job) = self.command(id, |stream| stream.stats());
+                reply(stats);
+                job
+            }
             Command::CaptureSoFar(id, reply) => {
-                reply(self.command(id, |stream, _| stream.take_captured()).flatten());
+                let (captured, job) = self.command(id, |stream| stream.take_captured());
+                reply(captured.flatten());
+                job
+            }
+            Command::SetLimits(id, limits, reply) => {
+                let (set, job) = self.command(id, |stream| stream.set_limits(limits));
+                reply(set.ok_or(RelayError::Unknown));
+                job
+            }
+            Command::SetPodRate(rate) => {
+                let now = Instant::now();
+                self.pod.set(&rate, now);
+                self.streams.values_mut().for_each(|entry| entry.stream.end_pauses());
+                self.all_are_due(now);
+                None
+            }
+            Command::Stop(reply) => {
+                self.end_all(Some(reply));
+                None
             }
             Command::AddLines(id, lines, reply) => {
-                let taken = self.command(id, |stream, shared| stream.add_lines(&lines, shared));
-                reply(taken.unwrap_or(false));
+                let mut reply = Some(reply);
+                let (_, job) = self.command(id, |stream| {
+                    if let Some(reply) = reply.take() {
+                        stream.add_lines(lines, reply);
+                    }
+                });
+                reply.into_iter().for_each(|reply| reply(false));
+                job
             }
-            Command::Stop(reply) => reply(()),
         }
     }
 
-    /// Every stream as if its grace had passed.
-    fn end_all(&mut self) {
-        let ids: Vec<StreamId> = self.streams.keys().copied().collect();
-        for id in ids {
-            self.command(id, |stream, _| stream.begin_finish(Duration::ZERO, Box::new(drop)));
-            // What is in the pipes takes as many turns as it takes buffers.
-            while self.streams.get(&id).is_some_and(|entry| !entry.stream.is_closing()) {
-                self.act(id, Stream::read_all);
+    /// Every stream as if its process had exited and nobody had to be waited for.
+    fn end_all(&mut self, reply: Option<Reply<()>>) {
+        self.ending = Some(reply);
+        for entry in self.streams.values_mut().filter(|entry| !entry.stream.is_closing()) {
+            entry.stream.begin_finish(Duration::ZERO, Box::new(drop));
+        }
+        self.all_are_due(Instant::now());
+    }
+
+    fn all_are_due(&mut self, now: Instant) {
+        for (id, entry) in &mut self.streams {
+            if let Some(due) = entry.due.replace(now) {
+                self.due.remove(&(due, *id));
             }
+            self.due.insert((now, *id));
         }
     }
+}
+
+fn is_closing(entry: &Entry) -> bool {
+    entry.stream.is_closing()
 }

@@ -4,13 +4,15 @@
 //!   RPC, life cycle                │           relay thread
 //!                                  │
 //!   Relay::open ─────────┐         │  epoll ─► read ─► capture (exec)
-//!   Relay::finish ───────┤ channel │                ├► LogSet ─► file, journal
-//!   Relay::attach ───────┼─────────┼─► commands     └► attach clients
+//!   Relay::finish ───────┤ channel │                ├► attach clients
+//!   Relay::attach ───────┼─────────┼─► commands     └► job: LogSet ─► file, journal
 //!   Relay::stats … ──────┘ eventfd │  clients ─► stdin of the container
 //! ```
 //!
-//! One thread, no async runtime, and nothing shared with the control side but a
-//! command channel: a slow RPC client never delays a byte. Every descriptor is
+//! One thread leads at a time, no async runtime, and nothing shared with the
+//! control side but a command channel: a slow RPC client never delays a byte. A
+//! write that takes long keeps its thread, and another one leads (`lead`): a slow
+//! disk never delays another container. Every descriptor is
 //! non-blocking on our end and watched level-triggered, and a turn reads at most
 //! one buffer, so the streams take turns as epoll names them. The read buffer and
 //! what the logs gather are shared by all streams; a stream owns heap only while
@@ -20,7 +22,7 @@
 //!
 //! | lagging | what happens |
 //! | --- | --- |
-//! | a log that cannot be written | the container's output is not read until it can ([`log`](super::log)) |
+//! | a log that cannot be written, or is slow | the container's output is not read until it can ([`log`](super::log)) |
 //! | an attached client | see [`attach`]: a bounded queue, a short bounded wait, then it is cut off |
 //! | the container's stdin | attached clients are not read until it takes what they sent |
 //! | a captured exec | nobody: what is beyond the cap is dropped and counted |
@@ -51,6 +53,10 @@ pub mod attach;
 mod capture;
 mod client;
 mod engine;
+mod job;
+mod lead;
+mod logs;
+mod pace;
 mod poll;
 mod queue;
 mod replay;
@@ -71,13 +77,28 @@ use serde::{Deserialize, Serialize};
 pub use capture::Captured;
 
 use crate::monitor::log::account::Both;
+use crate::monitor::log::gap::Gap;
+use crate::monitor::log::limit::{LogLimits, Rate};
 use crate::monitor::log::{LogError, LogSet};
 use engine::{Command, Engine};
+use lead::Seat;
 use poll::Poll;
 use stream::Stream;
 
 /// Gets an answer, on the relay's thread: it must not block or panic.
 pub type Reply<T> = Box<dyn FnOnce(T) + Send>;
+
+/// What the relay tells by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A log cannot be written, and why. Told once until it can be again.
+    LogFailed(String),
+    /// Output is missing in a log.
+    Gap(Gap),
+}
+
+/// Gets notices, on the relay's thread: it must not block or panic.
+pub type Tell = Box<dyn Fn(StreamId, Notice) + Send>;
 
 /// Why the relay could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -226,6 +247,10 @@ pub struct StreamStats {
     pub written: Both,
     /// Bytes of lines in the logs that are not of the container, by channel.
     pub added: [u64; 2],
+    /// The limits of the log.
+    pub limits: LogLimits,
+    /// Bytes that wait because a log cannot be written.
+    pub buffered: usize,
 }
 
 /// Counters of one channel.
@@ -238,8 +263,13 @@ pub struct ChannelStats {
     pub lines: u64,
     /// Log records that did not end a line.
     pub partials: u64,
-    /// Payload bytes that a log could not keep, summed over the logs.
+    /// Payload bytes that a log could not keep, summed over the logs, and those that
+    /// came too fast.
     pub dropped: u64,
+    /// Of `dropped`: bytes that came too fast.
+    pub rate_limited: u64,
+    /// How long output was not read because it came too fast, in nanoseconds.
+    pub throttled_ns: u64,
 }
 
 /// A handle of the relay. Its thread ends when the last one is dropped.
@@ -271,15 +301,24 @@ impl Relay {
     /// # Errors
     /// If the thread, its epoll instance or its eventfd cannot be made.
     pub fn start() -> Result<Self, RelayError> {
+        Self::start_telling(Box::new(|_, _| ()))
+    }
+
+    /// Starts the thread; `tell` gets what happens to logs.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_telling(tell: Tell) -> Result<Self, RelayError> {
         let failed = |errno: rustix::io::Errno| RelayError::Start(errno.into());
         let poll = Poll::new().map_err(failed)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(rustix::event::eventfd(0, flags).map_err(failed)?);
         let (sender, receiver) = channel();
-        let engine = Engine::new(poll.clone(), Arc::clone(&wake), receiver).map_err(failed)?;
+        let engine = Engine::new(poll.clone(), Arc::clone(&wake), receiver, tell).map_err(failed)?;
+        let (engine, seat) = (Box::new(engine), Seat::new(Arc::clone(&wake)));
         std::thread::Builder::new()
             .name("relay".to_owned())
-            .spawn(move || engine.run())
+            .spawn(move || seat.lead(engine))
             .map_err(RelayError::Start)?;
         let inner = Inner { commands: Some(sender), poll, wake, ids: AtomicU64::new(1) };
         Ok(Self { inner: Arc::new(inner) })
@@ -330,6 +369,18 @@ impl Relay {
         if let Err(Command::Stats(_, reply)) = self.try_send(Command::Stats(id, reply)) {
             reply(None);
         }
+    }
+
+    /// Sets the limits of a stream's log, from now on.
+    pub fn set_limits(&self, id: StreamId, limits: LogLimits, reply: Reply<Result<(), RelayError>>) {
+        if let Err(Command::SetLimits(_, _, reply)) = self.try_send(Command::SetLimits(id, limits, reply)) {
+            reply(Err(RelayError::Ended));
+        }
+    }
+
+    /// Sets the limit of all logs together.
+    pub fn set_pod_rate(&self, rate: Rate) {
+        self.send(Command::SetPodRate(rate));
     }
 
     /// Takes what was captured so far; nothing more is captured afterwards. `None`

@@ -1,5 +1,6 @@
 //! Epoll with descriptors that know what epoll was told about them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -57,7 +58,7 @@ impl Poll {
     /// Waits, at most until `timeout` has passed, and replaces `ready`.
     pub(super) fn wait(
         &self,
-        ready: &mut Vec<(Token, EventFlags)>,
+        ready: &mut VecDeque<(Token, EventFlags)>,
         timeout: Option<Duration>,
     ) -> Result<(), Errno> {
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; EVENTS_MAX];

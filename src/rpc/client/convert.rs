@@ -365,6 +365,7 @@ pub(super) fn read_pod_stats(stats: pod::pod_stats::Reader<'_>) -> capnp::Result
         containers: stats.get_containers(),
         execs: stats.get_execs(),
         monitor_restarts: stats.get_monitor_restarts(),
+        log_total: read_log_rate(stats.get_log_total()?),
     })
 }
 
@@ -374,6 +375,8 @@ pub(super) fn read_container_stats(stats: pod::container_stats::Reader<'_>) -> c
         lines: channel.get_lines(),
         partials: channel.get_partials(),
         dropped: channel.get_dropped(),
+        rate_limited: channel.get_rate_limited(),
+        throttled_ns: channel.get_throttled_ns(),
     };
     Ok(ContainerStats {
         stdout: channel(stats.get_stdout()?),
@@ -383,6 +386,69 @@ pub(super) fn read_container_stats(stats: pod::container_stats::Reader<'_>) -> c
         stall_longest_ns: stats.get_stall_longest_ns(),
         clients: stats.get_clients(),
         clients_cut_off: stats.get_clients_cut_off(),
+        limits: read_log_limits(stats.get_limits()?)?,
+        buffered: stats.get_buffered(),
+    })
+}
+
+fn read_log_gap(gap: pod::log_gap::Reader<'_>) -> capnp::Result<LogGap> {
+    Ok(LogGap {
+        stderr: gap.get_stderr(),
+        bytes: gap.get_bytes(),
+        lines: gap.get_lines(),
+        reason: read_text(gap.get_reason()?)?,
+    })
+}
+
+pub(super) fn read_log_rate(rate: pod::log_rate::Reader<'_>) -> LogRate {
+    LogRate {
+        bytes_per_second: rate.get_bytes_per_second(),
+        bytes_burst: rate.get_bytes_burst(),
+        lines_per_second: rate.get_lines_per_second(),
+        lines_burst: rate.get_lines_burst(),
+    }
+}
+
+fn set_log_rate(mut wire: pod::log_rate::Builder<'_>, rate: &LogRate) {
+    wire.set_bytes_per_second(rate.bytes_per_second);
+    wire.set_bytes_burst(rate.bytes_burst);
+    wire.set_lines_per_second(rate.lines_per_second);
+    wire.set_lines_burst(rate.lines_burst);
+}
+
+pub(super) fn set_log_limits(mut wire: pod::log_limits::Builder<'_>, limits: &LogLimits) {
+    set_log_rate(wire.reborrow().init_stdout(), &limits.stdout);
+    set_log_rate(wire.reborrow().init_stderr(), &limits.stderr);
+    wire.set_when_fast(match limits.when_fast {
+        WhenFast::Block => pod::log_limits::WhenFast::Block,
+        WhenFast::Drop => pod::log_limits::WhenFast::Drop,
+    });
+    wire.set_when_stuck(match limits.when_stuck {
+        WhenStuck::Block => pod::log_limits::WhenStuck::Block,
+        WhenStuck::DropOldest => pod::log_limits::WhenStuck::DropOldest,
+        WhenStuck::DropNewest => pod::log_limits::WhenStuck::DropNewest,
+    });
+    wire.set_buffer_bytes(limits.buffer_bytes);
+}
+
+pub(super) fn set_log_total(wire: pod::log_limits::Builder<'_>, rate: &LogRate) {
+    set_log_rate(wire.init_total(), rate);
+}
+
+fn read_log_limits(limits: pod::log_limits::Reader<'_>) -> capnp::Result<LogLimits> {
+    Ok(LogLimits {
+        stdout: read_log_rate(limits.get_stdout()?),
+        stderr: read_log_rate(limits.get_stderr()?),
+        when_fast: match limits.get_when_fast()? {
+            pod::log_limits::WhenFast::Block => WhenFast::Block,
+            pod::log_limits::WhenFast::Drop => WhenFast::Drop,
+        },
+        when_stuck: match limits.get_when_stuck()? {
+            pod::log_limits::WhenStuck::Block => WhenStuck::Block,
+            pod::log_limits::WhenStuck::DropOldest => WhenStuck::DropOldest,
+            pod::log_limits::WhenStuck::DropNewest => WhenStuck::DropNewest,
+        },
+        buffer_bytes: limits.get_buffer_bytes(),
     })
 }
 
@@ -414,6 +480,8 @@ pub(super) fn read_event(event: pod::event::Reader<'_>) -> capnp::Result<Event> 
         pod::event::Lost(events) => EventKind::Lost(events),
         pod::event::InitEnded(end) => EventKind::InitEnded(read_init_end(end?)?),
         pod::event::HookFailed(failure) => EventKind::HookFailed(super::hook::read_failure(failure?)?),
+        pod::event::LogFailed(why) => EventKind::LogFailed(read_text(why?)?),
+        pod::event::LogGap(gap) => EventKind::LogGap(read_log_gap(gap?)?),
     };
     Ok(Event {
         sequence: event.get_sequence(),

@@ -557,6 +557,10 @@ pub enum EventKind {
     InitEnded(InitEnd),
     /// A hook failed whose policy is to tell that.
     HookFailed(super::hook::HookFailure),
+    /// A log cannot be written, and why.
+    LogFailed(String),
+    /// Output is missing in a log.
+    LogGap(LogGap),
 }
 
 /// The end of a pod's init.
@@ -652,6 +656,8 @@ pub struct PodStats {
     pub execs: u32,
     /// How often the monitor was restarted.
     pub monitor_restarts: u32,
+    /// The limit of all containers' logs together.
+    pub log_total: LogRate,
 }
 
 /// What runs under a pod's init.
@@ -684,6 +690,75 @@ pub struct ContainerStats {
     pub clients: u32,
     /// Attached clients that were cut off because they did not read.
     pub clients_cut_off: u64,
+    /// The limits of its log.
+    pub limits: LogLimits,
+    /// Bytes that wait because a log cannot be written.
+    pub buffered: u64,
+}
+
+/// How much of a container's output is logged; 0 is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct LogRate {
+    /// Bytes in a second.
+    pub bytes_per_second: u64,
+    /// Bytes at once after a pause; 0: those of a second.
+    pub bytes_burst: u64,
+    /// Lines in a second.
+    pub lines_per_second: u64,
+    /// Lines at once after a pause; 0: those of a second.
+    pub lines_burst: u64,
+}
+
+/// What happens when output comes faster than it may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFast {
+    /// The container waits.
+    #[default]
+    Block,
+    /// What is too much is dropped.
+    Drop,
+}
+
+/// What happens when a log cannot be written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenStuck {
+    /// The container waits.
+    #[default]
+    Block,
+    /// The newest output is kept, up to a bound.
+    DropOldest,
+    /// The oldest output is kept, up to a bound.
+    DropNewest,
+}
+
+/// The limits of a container's log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct LogLimits {
+    /// Of standard output, or the terminal.
+    pub stdout: LogRate,
+    /// Of standard error.
+    pub stderr: LogRate,
+    /// Output comes faster than that.
+    pub when_fast: WhenFast,
+    /// The log cannot be written.
+    pub when_stuck: WhenStuck,
+    /// Bytes kept meanwhile; 0: the default.
+    pub buffer_bytes: u64,
+}
+
+/// Output that is missing in a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogGap {
+    /// Of standard error, not of standard output.
+    pub stderr: bool,
+    /// Bytes, newlines not counted.
+    pub bytes: u64,
+    /// Lines.
+    pub lines: u64,
+    /// Why.
+    pub reason: String,
 }
 
 /// What a log can be audited against.
@@ -719,8 +794,12 @@ pub struct ChannelStats {
     pub lines: u64,
     /// Log records that did not end a line.
     pub partials: u64,
-    /// Payload bytes that a log could not keep.
+    /// Payload bytes that a log could not keep, or that came too fast.
     pub dropped: u64,
+    /// Of `dropped`: bytes that came too fast.
+    pub rate_limited: u64,
+    /// How long output was not read because it came too fast.
+    pub throttled_ns: u64,
 }
 
 /// Something that happened in the pod.
