@@ -700,6 +700,7 @@ fn help_is_what_it_was() {
         "seccomp",
         "seccomp ls",
         "seccomp trace",
+        "seccomp profile",
         "seccomp stats",
         "seccomp check",
         "seccomp answer",
