@@ -8,6 +8,13 @@
 # `go`: without it they are skipped, except in CI, where that is a failure.
 set -eu
 
+# nohup, and a shell that runs us in the background, have signals ignored. Tests send
+# these, and wait for what they do; a shell cannot undo it itself.
+if [ "${PODINIT_SIGNALS:-}" != "$$" ]; then
+    PODINIT_SIGNALS=$$ exec env --default-signal "$0" "$@"
+fi
+unset PODINIT_SIGNALS
+
 binary=$(realpath "$1")
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/.."
