@@ -28,6 +28,11 @@ impl Dir {
         self.0.path()
     }
 
+    /// What strace saw: beside the directory, which is looked at for what is left.
+    fn trace(&self) -> PathBuf {
+        self.path().with_extension("trace")
+    }
+
     fn pin(&self, kind: &str) -> PathBuf {
         self.path().join(format!("{kind}ns/pod"))
     }
@@ -72,6 +77,7 @@ impl Dir {
 impl Drop for Dir {
     fn drop(&mut self) {
         ns::remove(self.path(), "pod").ok();
+        fs::remove_file(self.trace()).ok();
     }
 }
 
@@ -270,7 +276,7 @@ fn strace(dir: &Dir, options: &[&str], arguments: &[&str]) -> Output {
     let inner = dir.command(arguments);
     // strace waits for every process that it traces, so a process that is left shows as a time-out.
     let mut command = Command::new("timeout");
-    command.args(["-k", "1", "60", "strace", "-f", "-qq", "-o"]).arg(dir.path().with_extension("trace"));
+    command.args(["-k", "1", "60", "strace", "-f", "-qq", "-o"]).arg(dir.trace());
     command.args(options).arg(inner.get_program()).args(inner.get_args());
     let output = command.output().expect("strace is installed");
     assert!(!matches!(output.status.code(), Some(124 | 137)), "{options:?}: a process was left: {output:?}");
@@ -282,7 +288,7 @@ fn strace(dir: &Dir, options: &[&str], arguments: &[&str]) -> Output {
 /// namespaces, are left out: they are the C library's, and make nothing.
 fn calls(dir: &Dir, arguments: &[&str]) -> BTreeMap<String, RangeInclusive<u32>> {
     assert_ok(&strace(dir, &[], arguments));
-    let trace = fs::read_to_string(dir.path().with_extension("trace")).unwrap();
+    let trace = fs::read_to_string(dir.trace()).unwrap();
     let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
     let mut tried: BTreeMap<String, RangeInclusive<u32>> = BTreeMap::new();
     let mut started = false;
@@ -333,7 +339,6 @@ fn every_system_call_may_fail() {
                 }
             }
         }
-        fs::remove_file(dir.path().with_extension("trace")).unwrap();
     }
 }
 
@@ -351,6 +356,5 @@ fn killed_at_every_system_call() {
                 dir.clear(&inject);
             }
         }
-        fs::remove_file(dir.path().with_extension("trace")).unwrap();
     }
 }

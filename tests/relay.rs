@@ -379,25 +379,39 @@ fn terminal_output_and_input_go_through_the_master() {
     assert_eq!(client.receive_all(), (b"hello\r\nagain\r\ntyped\r\nlast".to_vec(), Vec::new(), true));
 }
 
-/// Gives this thread, and what it starts, a mount table of its own with a tmpfs of
-/// `size` bytes on `directory`.
-fn small_tmpfs(directory: &Path, size: usize) {
-    use nix::mount::{MsFlags, mount};
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-    mount(Some("none"), directory, Some("tmpfs"), MsFlags::empty(), Some(format!("size={size}").as_str()))
-        .unwrap();
+/// A tmpfs of a size, in a mount table of this thread's own. It is gone when it is dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(size: usize) -> Self {
+        use nix::mount::{MsFlags, mount};
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let options = format!("size={size}");
+        mount(Some("none"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+            .unwrap();
+        Self(directory)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        nix::mount::umount2(self.path(), nix::mount::MntFlags::MNT_DETACH).ok();
+    }
 }
 
 #[test]
 fn full_disk_holds_the_container_back_and_nothing_is_lost_once_there_is_room() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk");
-    std::fs::create_dir(&disk).unwrap();
-    small_tmpfs(&disk, 4 << 20);
-    let filler = disk.join("filler");
+    let disk = SmallDisk::new(4 << 20);
+    let filler = disk.path().join("filler");
     std::fs::write(&filler, vec![0; (4 << 20) - (40 << 10)]).unwrap();
-    let path = disk.join("ctr.log");
+    let path = disk.path().join("ctr.log");
     let logs = LogSet::open(&[LogConfig {
         kind: LogKind::Cri,
         path: path.clone(),
@@ -424,11 +438,9 @@ fn full_disk_holds_the_container_back_and_nothing_is_lost_once_there_is_room() {
 #[test]
 fn disk_that_stays_full_delays_the_end_by_the_grace_only_and_the_loss_is_told() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk");
-    std::fs::create_dir(&disk).unwrap();
-    small_tmpfs(&disk, 64 << 10);
+    let disk = SmallDisk::new(64 << 10);
     let configs = ["full.log", "good.log"].map(|name| {
-        let directory = if name == "full.log" { &disk } else { directory.path() };
+        let directory = if name == "full.log" { disk.path() } else { directory.path() };
         LogConfig {
             kind: LogKind::Cri,
             path: directory.join(name),
@@ -456,11 +468,9 @@ fn disk_that_stays_full_delays_the_end_by_the_grace_only_and_the_loss_is_told() 
 #[test]
 fn record_cut_by_a_full_disk_is_whole_in_the_file_that_is_opened_next() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk");
-    std::fs::create_dir(&disk).unwrap();
-    small_tmpfs(&disk, 64 << 10);
+    let disk = SmallDisk::new(64 << 10);
     let path = directory.path().join("ctr.log");
-    std::os::unix::fs::symlink(disk.join("ctr.log"), &path).unwrap();
+    std::os::unix::fs::symlink(disk.path().join("ctr.log"), &path).unwrap();
     let logs = LogSet::open(&[LogConfig {
         kind: LogKind::Cri,
         path: path.clone(),
@@ -476,7 +486,7 @@ fn record_cut_by_a_full_disk_is_whole_in_the_file_that_is_opened_next() {
     fixture.reopen();
     assert!(fixture.exit().complete);
     // The old file ends where the disk was full, maybe within a record; the new one goes on with a whole one.
-    let mut old = std::fs::read(disk.join("ctr.log")).unwrap();
+    let mut old = std::fs::read(disk.path().join("ctr.log")).unwrap();
     old.truncate(old.iter().rposition(|byte| *byte == b'\n').unwrap() + 1);
     let whole = fixture.directory.path().join("whole");
     std::fs::write(&whole, old).unwrap();
@@ -519,11 +529,9 @@ fn fifo_that_nobody_reads_is_a_log_that_waits() {
 #[test]
 fn full_disk_drops_only_what_the_buffer_cannot_hold_if_the_container_shall_not_wait() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = directory.path().join("disk");
-    std::fs::create_dir(&disk).unwrap();
-    small_tmpfs(&disk, 64 << 10);
+    let disk = SmallDisk::new(64 << 10);
     let path = directory.path().join("ctr.log");
-    std::os::unix::fs::symlink(disk.join("ctr.log"), &path).unwrap();
+    std::os::unix::fs::symlink(disk.path().join("ctr.log"), &path).unwrap();
     let logs = LogSet::open(&[LogConfig {
         kind: LogKind::Cri,
         path: path.clone(),

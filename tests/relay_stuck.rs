@@ -101,10 +101,11 @@ fn missing(log: &str) -> (u64, u64) {
 }
 
 struct Scene {
-    directory: tempfile::TempDir,
     disk: SlowDisk,
     relay: Relay,
     notices: Receiver<Notice>,
+    // After the disk: a directory with something mounted cannot be removed.
+    directory: tempfile::TempDir,
 }
 
 impl Scene {
@@ -116,7 +117,7 @@ impl Scene {
         let (told, notices) = channel();
         let told = std::sync::Mutex::new(told);
         let tell = move |_, notice| drop(told.lock().unwrap().send(notice));
-        Self { directory, disk, relay: Relay::start_telling(Box::new(tell)).unwrap(), notices }
+        Self { disk, relay: Relay::start_telling(Box::new(tell)).unwrap(), notices, directory }
     }
 
     fn path(&self, name: &str) -> PathBuf {
