@@ -178,6 +178,45 @@ fn fifo_that_nobody_reads_makes_the_container_wait() {
     assert!(!complete && said.contains("not a regular file"), "{said}");
 }
 
+/// Pages of no file that the pod's processes have for themselves, in KiB.
+fn private_kib(pod: &Pod) -> u64 {
+    let monitors = common::children_of(pod.keeper_pid());
+    let of = |pid: u32| {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let anonymous = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:"));
+        anonymous.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0)
+    };
+    let is_ours = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.windows(7).any(|part| part == b"monitor"))
+    };
+    monitors.into_iter().filter(is_ours).map(of).sum()
+}
+
+#[test]
+fn stuck_log_of_a_container_that_goes_on_costs_its_buffer_and_no_more() {
+    let pod = Pod::start();
+    let fifo = pod.place.path("logs").join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let script = "i=0; while [ $i -lt 8 ]; do seq 1 400000; i=$((i+1)); done; read x; exit 7";
+    let mut request = container(&pod, script, &fifo, 0, &[("when-stuck", "drop-oldest"), ("buffer", "256k")]);
+    request.stdin = Stdin::Open;
+    let before = private_kib(&pod);
+    start(&pod, &request);
+    let all = 8 * lines(400_000).len() as u64;
+    wait_for_stats(&pod, "c", "all was read", |stats| stats.stdout.bytes == all);
+    let used = private_kib(&pod);
+    // The ring, and what any busy relay has (docs/memory.md); the output was twenty megabytes.
+    assert!(before > 0 && used < before + 3072, "{before} KiB before, {used} KiB with {all} bytes lost");
+    let stats = stats(&pod, "c");
+    assert!(stats.stdout.dropped > 0 && stats.buffered <= 256 << 10, "{stats:?}");
+    let client = attach_to(&pod, &pod.place.path("attach"), StdinEof::Keep);
+    rustix::net::send(&client, b"go on\n", SendFlags::empty()).unwrap();
+    let id = pod.id("c");
+    let exit = pod.call(async |client| client.wait_container(&id).await).expect("wait");
+    assert_eq!((exit.shell_code(), exit.log_complete), (Some(7), false));
+}
+
 #[test]
 fn directory_that_vanishes_costs_its_files_and_the_audit_says_how_much() {
     let pod = Pod::start();
