@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 use rustix::fs::{Mode, OFlags};
 
-use super::account::FileAccount;
+use super::account::{Both, FileAccount};
 use super::batch::Channel;
 use super::decode::{Record, decode, leading_time};
 use super::reader::{Lines, ReadError};
@@ -179,8 +179,10 @@ impl Part {
     pub(super) fn is_before(&mut self, other: &mut Self) -> bool {
         let place = |part: &Self| {
             let account = part.account()?;
-            let [stdout, stderr] = account.before;
-            Some((account.log, stdout.plus(stderr).records))
+            let records = |[stdout, stderr]: Both| stdout.plus(stderr).records;
+            // Of two that begin at the same record the first is empty: it was renamed before
+            // anything came. The one that is being written is the last.
+            Some((account.log, records(account.before), account.here.map_or(u64::MAX, records)))
         };
         match (place(self), place(other)) {
             (Some(one), Some(two)) => one < two,
@@ -471,4 +473,36 @@ fn in_order(parts: Vec<(Suffix, Part)>) -> Vec<Part> {
 
 pub(super) fn identity_at(path: &Path) -> Option<Identity> {
     std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::log::options::FileOptions;
+    use crate::monitor::log::{Buffers, LogConfig, LogKind, LogSet, Progress};
+
+    #[test]
+    fn an_empty_file_is_before_what_was_written_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let renamed = |suffix: &str| path.with_extension(suffix);
+        let config =
+            LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 60, file: FileOptions::default() };
+        let (mut logs, mut buffers) = (LogSet::open(&[config]).unwrap(), Buffers::default());
+        let stamp = b"2026-11-23T01:02:03.123456789Z";
+        let mut write = |logs: &mut LogSet, line: &[u8]| {
+            assert_eq!(logs.write(Channel::Stdout, line, stamp, &mut buffers), Progress::Kept);
+        };
+        write(&mut logs, b"first\n");
+        // As kubelet does it, the second time before anything came.
+        for date in ["20261123-000000", "20261123-000001"] {
+            std::fs::rename(&path, renamed(date)).unwrap();
+            logs.reopen(&mut Buffers::default()).unwrap();
+        }
+        write(&mut logs, b"second\n");
+        write(&mut logs, b"third\n");
+        let found = list(&path).unwrap().into_iter().map(|part| part.path).collect::<Vec<_>>();
+        let expected = ["20261123-000000", "20261123-000001", "1"].map(renamed);
+        assert_eq!(found, [&expected[..], std::slice::from_ref(&path)].concat());
+    }
 }
