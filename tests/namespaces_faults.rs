@@ -174,7 +174,10 @@ fn files(directory: &Path, found: &mut Vec<PathBuf>) {
 fn every_call_fails(kinds: &'static str, errors: &[&str]) {
     common::private_mounts();
     let place = Place::new(kinds);
-    for (name, whens) in place.calls() {
+    // Linux frees a descriptor whatever close(2) answers. A close that strace lets fail is never made: what
+    // waits for the end of a socket would wait for ever, as it cannot outside of this test.
+    let can_fail = |(name, _): &(String, BTreeSet<u32>)| name != "close";
+    for (name, whens) in place.calls().into_iter().filter(can_fail) {
         for (when, error) in whens.iter().flat_map(|when| errors.iter().map(move |error| (when, error))) {
             let inject = format!("{name}:error={error}:when={when}");
             match place.run(Some(&inject)) {
