@@ -6,6 +6,12 @@
 //! Times are around the whole request, in milliseconds: median [p10 .. p90]. What
 //! is added is the median of the differences within each round, which were
 //! measured at the same time: the machine may have other work.
+//!
+//! Meanwhile somebody moves a process from cgroup to cgroup, as always somebody does
+//! on a node with many pods. On a machine where nobody else does, whoever moves the
+//! first one waits for a grace period of the kernel's RCU, 7 to 30 ms here: that would
+//! be most of a create, for each by chance. `BENCH_QUIET=1` leaves it as it is.
+//!
 //! `BENCH_CREATES` (100), `BENCH_EXECS` (200) and `BENCH_ROUNDS` (20, of the
 //! parallel execs) make it shorter or longer. Ends with status 1 if a budget is
 //! exceeded.
@@ -17,11 +23,15 @@ mod common;
 mod measure;
 
 use std::fs;
-use std::process::{Command, ExitCode, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::{Pod, which};
-use measure::{Conmon, Samples, crun, milliseconds, pause, setting};
+use measure::{Conmon, Samples, crun, milliseconds, pause, setting, until};
 use podinit::rpc::client::{CgroupManager, Deletion, ExecSync, Stdio as Streams};
 
 /// Budgets over the bare runtime, in milliseconds of the median.
@@ -39,6 +49,7 @@ fn row(what: &str, samples: &Samples) {
 
 fn main() -> ExitCode {
     let pod = Pod::start();
+    let movement = (setting("BENCH_QUIET", 0) == 0).then(|| Movement::start(&pod));
     let mut over = Vec::new();
     let mut budget = |what: &str, found: f64, most: f64| {
         println!("  {what}: {found:+.2}, budget {most:.2}{}", if found <= most { "" } else { ": EXCEEDED" });
@@ -52,12 +63,63 @@ fn main() -> ExitCode {
     budget("exec over bare", ours.median_over(&bare), EXEC_MS);
     let (bare, ours) = parallel(&pod, setting("BENCH_ROUNDS", 20));
     budget("parallel execs, ratio to bare", ours.median() / bare.median(), PARALLEL);
+    drop(movement);
     for entry in fs::read_dir(pod.place.path("tmp")).expect("a directory").flatten() {
         fs::remove_dir_all(entry.path())
             .or_else(|_| fs::remove_file(entry.path()))
             .expect("conmon's sockets");
     }
     if over.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Moves a process to and fro between two cgroups, often enough that the kernel's lock
+/// for that stays as it is while it is in use: `cgroup_threadgroup_rwsem`, whose writers
+/// wait for a grace period only if there was none since the last.
+struct Movement {
+    stop: Arc<AtomicBool>,
+    mover: Option<JoinHandle<()>>,
+    process: Child,
+    places: [PathBuf; 2],
+}
+
+impl Movement {
+    /// Less than any grace period.
+    const PERIOD: Duration = Duration::from_millis(2);
+
+    fn start(pod: &Pod) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+        let trees = || mounts.lines().filter_map(|line| line.split(' ').nth(1).zip(line.split(' ').nth(2)));
+        let freezer = trees().find(|(path, kind)| *kind == "cgroup" && path.ends_with("/freezer"));
+        let (tree, _) = freezer.or_else(|| trees().find(|(_, kind)| *kind == "cgroup2")).expect("cgroups");
+        let places = ["move-a", "move-b"].map(|name| Path::new(tree).join(pod.id(name)));
+        for place in &places {
+            fs::create_dir(place).expect("a cgroup");
+        }
+        let process = Command::new("sleep").arg("infinity").spawn().expect("sleep");
+        let stop = Arc::new(AtomicBool::new(false));
+        let files = places.clone().map(|place| place.join("cgroup.procs"));
+        let (pid, stopped) = (process.id().to_string(), Arc::clone(&stop));
+        let mover = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                for file in &files {
+                    fs::write(file, &pid).expect("a move");
+                    pause(Self::PERIOD);
+                }
+            }
+        });
+        Self { stop, mover: Some(mover), process, places }
+    }
+}
+
+impl Drop for Movement {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.mover.take().map(JoinHandle::join).expect("a thread").expect("moves");
+        self.process.kill().and_then(|()| self.process.wait()).expect("a child");
+        for place in &self.places {
+            until("a cgroup that is left", || fs::remove_dir(place).is_ok());
+        }
+    }
 }
 
 /// crun with the stdio that a monitor gives it, waited for.
@@ -69,8 +131,7 @@ fn bare(pod: &Pod, arguments: &[&str]) {
     assert!(child.wait().expect("a child").success(), "crun {arguments:?}");
 }
 
-/// Who is measured; they take turns in an order that changes every round, so
-/// that what one leaves behind (cgroups on their way out) costs each the same.
+/// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Bare,
@@ -78,15 +139,19 @@ enum Way {
     Conmon,
 }
 
-const WAYS: [Way; 3] = [Way::Bare, Way::Podinit, Way::Conmon];
+/// All orders, for the rounds to take in turn: what one leaves behind (cgroups on their
+/// way out) then costs each the same.
+const ORDERS: [[Way; 3]; 6] = {
+    use Way::{Bare as B, Conmon as C, Podinit as P};
+    [[B, P, C], [C, P, B], [P, C, B], [B, C, P], [C, B, P], [P, B, C]]
+};
 
 /// Runs `work` in every way, `count` times.
 fn take_turns(count: usize, mut work: impl FnMut(Way, usize) -> f64) -> [Samples; 3] {
     let mut samples = [Samples::default(), Samples::default(), Samples::default()];
-    for round in 0..count {
-        for turn in 0..WAYS.len() {
-            let index = (round + turn) % WAYS.len();
-            samples[index].add(work(WAYS[index], round));
+    for (round, order) in (0..count).zip(ORDERS.iter().cycle()) {
+        for way in order {
+            samples[*way as usize].add(work(*way, round));
         }
     }
     samples
