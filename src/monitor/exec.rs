@@ -111,7 +111,7 @@ impl Monitor {
     ) -> Result<(Result<Running, ExecEnd>, Option<StreamId>), Error> {
         let expecting = self.reaper.expect();
         let pid_file = self.execs_dir().join(self.unique("exec"));
-        let leaf = self.make_leaf(container).await;
+        let leaf = self.leaf_to_start_in(container).await;
         let mut command = self.exec_command(container, request, &pid_file, leaf.as_ref());
         let process_file = self.process_file(container, request)?;
         if let Some(file) = &process_file {
@@ -131,7 +131,7 @@ impl Monitor {
             Outcome::TimedOut(_) => Err(ExecEnd::TimedOut),
         };
         let process = match process {
-            Ok(child) => Ok(self.note_exec(child, leaf)),
+            Ok(child) => Ok(self.note_exec(container, child, leaf)),
             Err(end) => {
                 abandon(leaf).await;
                 Err(end)
@@ -179,10 +179,10 @@ impl Monitor {
         command
     }
 
-    /// A cgroup for one exec, where one can be had.
-    pub(super) async fn make_leaf(&self, container: &Container) -> Option<Leaf> {
-        let home = container.saved.execs_home.as_ref()?;
-        if matches!(home, Home::Unified(_)) && !self.runtime.has_exec_cgroup(&container.id).await {
+    /// A cgroup for one exec, where the OCI runtime can start it in one.
+    pub(super) async fn leaf_to_start_in(&self, container: &Container) -> Option<Leaf> {
+        let home = container.saved.execs_home.as_ref().filter(|home| matches!(home, Home::Unified(_)))?;
+        if !self.runtime.has_exec_cgroup(&container.id).await {
             return None;
         }
         Leaf::make(home, &self.unique("exec"))

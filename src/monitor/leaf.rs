@@ -13,7 +13,7 @@
 //! * v1: the freezer's hierarchy only. Runtimes would take a command that is started in a
 //!   sub-cgroup out of the container's other cgroups, so the command is moved when it
 //!   runs, with what it has started by then; a daemon of its first milliseconds may be
-//!   missed.
+//!   missed. A command that has ended by then gets none.
 //!
 //! Where neither can be had, [`tree`](super::tree) looks for descendants.
 
@@ -90,11 +90,8 @@ impl Leaf {
         matches!(self.home, Home::Unified(_)).then_some(self.name.as_str())
     }
 
-    /// Moves `pid` and its descendants into it, unless the OCI runtime has put them there.
+    /// Moves `pid` and its descendants into it.
     pub(super) fn take_in(&self, pid: u32) {
-        if matches!(self.home, Home::Unified(_)) {
-            return;
-        }
         let mut moved = BTreeSet::new();
         let mut new = vec![pid];
         for _ in 0..LEAF_MOVES_MAX {

@@ -21,6 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -95,6 +96,15 @@ impl Child {
     #[must_use]
     pub fn has_exited(&self) -> bool {
         self.exit.borrow().is_some()
+    }
+
+    /// Whether it has ended, collected or not.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let Some(pidfd) = self.pidfd.upgrade() else { return true };
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // pidfd_open(2): readable when the process has ended.
+        poll(&mut [PollFd::new(&*pidfd, PollFlags::IN)], Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
     /// Sends signal number `signal` to this process and no other, whatever became

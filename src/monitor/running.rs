@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use crate::limits::KILL_TIMEOUT;
 use crate::monitor::Monitor;
-use crate::monitor::leaf::Leaf;
+use crate::monitor::container::Container;
+use crate::monitor::leaf::{Home, Leaf};
 use crate::monitor::reaper::Child;
 use crate::monitor::tree;
 
@@ -80,14 +81,30 @@ impl Drop for Running {
 
 impl Monitor {
     /// Takes note of a command that runs, until it has ended.
-    pub(super) fn note_exec(self: &Rc<Self>, child: Child, leaf: Option<Leaf>) -> Running {
-        if let Some(leaf) = &leaf {
-            leaf.take_in(child.pid());
-        }
+    /// `leaf` is the cgroup that the OCI runtime has started it in.
+    pub(super) fn note_exec(
+        self: &Rc<Self>,
+        container: &Container,
+        child: Child,
+        leaf: Option<Leaf>,
+    ) -> Running {
+        let leaf = leaf.or_else(|| self.leaf_to_move_to(container, &child));
         let family = Rc::new(Family { child, leaf });
         self.execs.borrow_mut().insert(family.child.pid(), Rc::clone(&family));
         tokio::task::spawn_local(Rc::clone(self).forget_exec(Rc::clone(&family)));
         Running(family)
+    }
+
+    /// A cgroup for a command that runs already. One that has ended needs none: nobody
+    /// will have it killed, and moves are what is slow about many short commands at once.
+    fn leaf_to_move_to(&self, container: &Container, child: &Child) -> Option<Leaf> {
+        let home = container.saved.execs_home.as_ref().filter(|home| matches!(home, Home::Freezer(_)))?;
+        if child.has_ended() {
+            return None;
+        }
+        let leaf = Leaf::make(home, &self.unique("exec"))?;
+        leaf.take_in(child.pid());
+        Some(leaf)
     }
 
     async fn forget_exec(self: Rc<Self>, family: Rc<Family>) {

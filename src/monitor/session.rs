@@ -54,7 +54,7 @@ impl Monitor {
         let container = self.living(&request.id)?;
         let expecting = self.reaper.expect();
         let pid_file = self.execs_dir().join(self.unique("exec"));
-        let leaf = self.make_leaf(&container).await;
+        let leaf = self.leaf_to_start_in(&container).await;
         let command = self.exec_command(&container, &request, &pid_file, leaf.as_ref());
         let started = if request.terminal {
             self.session_with_terminal(&container, &request, command).await
@@ -65,7 +65,7 @@ impl Monitor {
         drop(expecting);
         let session = match begun {
             Ok(((output, stdin), child)) => {
-                Ok(ExecSession { running: self.note_exec(child, leaf), output, stdin })
+                Ok(ExecSession { running: self.note_exec(&container, child, leaf), output, stdin })
             }
             Err(error) => {
                 abandon(leaf).await;
