@@ -24,7 +24,7 @@ use crate::monitor::log::{LogConfig, LogSet};
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Open, Output};
 use crate::monitor::runtime::{Call, CallOptions, Purpose, pipe};
-use crate::monitor::saved::Saved;
+use crate::monitor::saved::{STDERR, STDIN, STDOUT, Saved, TERMINAL};
 use crate::monitor::tree::start_ticks;
 use crate::monitor::{Monitor, Slot};
 use crate::sys::process::now_ns;
@@ -113,6 +113,7 @@ impl Monitor {
             Err(error) => {
                 containers.remove(&id);
                 self.seccomp.close(&id);
+                self.forget_streams(&id);
                 ::log::warn!("container {id} was not created: {error}");
                 Err(error)
             }
@@ -138,26 +139,8 @@ impl Monitor {
             request.bundle = bundle::with_init(&request.bundle, &self.config.run_dir, &request.id)?;
         }
         self.seccomp.open_for(&request.id, &request.bundle)?;
-        let logs = open_logs_aside(&request).await?;
-        let was_there = self.runtime.state_dir(&request.id).is_some_and(|directory| directory.exists());
-        let expecting = self.reaper.expect();
-        let made = match self.run_create(&mut request).await {
-            Ok(ends) => adopt_from(&self.reaper, &pid_file(&request.bundle)).map(|child| (ends, child)),
-            Err(error) => Err(error),
-        };
-        drop(expecting);
-        let (ends, child) = match made {
-            Ok(made) => made,
-            Err(error) => {
-                aside(move || logs.undo()).await?;
-                if !was_there {
-                    self.undo_create(&request).await;
-                }
-                return Err(error);
-            }
-        };
-        self.keep_streams(&request.id, &ends);
-        let stdin_guard = Some(self.stdin_guard(&request.id));
+        let (ends, child, logs) = self.make(&mut request).await?;
+        let stdin_guard = self.stdin_guard(&request.id, &ends);
         let open = Open { output: ends.output, stdin: ends.stdin, stdin_guard, logs, capture_max: None };
         let relay = match self.relay.open(open) {
             Ok(relay) => relay,
@@ -204,21 +187,55 @@ impl Monitor {
         }
     }
 
+    /// Has the runtime create it while its logs are opened: both, or nothing is left.
+    async fn make(self: &Rc<Self>, request: &mut CreateRequest) -> Result<(Ends, Child, LogSet), Error> {
+        let was_there = self.runtime.state_dir(&request.id).is_some_and(|directory| directory.exists());
+        let expecting = self.reaper.expect();
+        let opened = open_logs_aside(request.logs.clone(), request.id.clone());
+        // The runtime takes longer than a thread that opens files, so they cost no time of their own.
+        let (ends, logs) = tokio::join!(biased; self.run_create(request), opened);
+        let made = ends.and_then(|ends| Ok((ends, adopt_from(&self.reaper, &pid_file(&request.bundle))?)));
+        drop(expecting);
+        match (made, logs) {
+            (Ok((ends, child)), Ok(logs)) => Ok((ends, child, logs)),
+            (Ok((_, child)), Err(error)) => {
+                self.undo_process(&request.id, &child, &request.options, &request.bundle).await;
+                Err(error)
+            }
+            (Err(error), logs) => {
+                if let Ok(logs) = logs {
+                    aside(move || logs.undo()).await?;
+                }
+                if !was_there {
+                    self.undo_create(request).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
     /// Takes back a container that was complete, and that a hook does not want.
     async fn undo_created(self: &Rc<Self>, container: &Rc<Container>) {
-        if let Err(error) = container.child.signal(libc::SIGKILL) {
-            ::log::error!("cannot kill process {} of {}: {error}", container.child.pid(), container.id);
-        }
-        if tokio::time::timeout(KILL_TIMEOUT, container.child.exited()).await.is_err() {
-            ::log::error!("container {} is still there after SIGKILL", container.id);
-        }
-        self.delete_in_runtime(&container.id, &container.saved.options, &container.saved.bundle).await;
+        let saved = &container.saved;
+        self.undo_process(&container.id, &container.child, &saved.options, &saved.bundle).await;
         if let Ok(stream) = container.stream() {
             self.relay.abandon(stream);
         }
         self.unsave(&container.id);
         self.release(container);
         self.hooks_after_delete(container).await;
+    }
+
+    /// Ends the first process of a container that was made, and takes it out of the
+    /// runtime's books.
+    async fn undo_process(&self, id: &ContainerId, child: &Child, options: &CallOptions, bundle: &Path) {
+        if let Err(error) = child.signal(libc::SIGKILL) {
+            ::log::error!("cannot kill process {} of {id}: {error}", child.pid());
+        }
+        if tokio::time::timeout(KILL_TIMEOUT, child.exited()).await.is_err() {
+            ::log::error!("container {id} is still there after SIGKILL");
+        }
+        self.delete_in_runtime(id, options, bundle).await;
     }
 
     /// Runs the runtime's `create` with pipes or a terminal.
@@ -257,6 +274,13 @@ impl Monitor {
             passed,
             vec![stderr, stdout],
         )?;
+        // While the runtime is at work, and takes longer.
+        for (stream, fd) in [STDERR, STDOUT].into_iter().zip(call.heard()) {
+            self.keep(&request.id, stream, fd);
+        }
+        if let Some(stdin) = &stdin {
+            self.keep(&request.id, STDIN, stdin);
+        }
         call.outcome(Some(self.config.create_timeout)).await.into_result()?;
         let mut ends = call.into_heard().into_iter();
         let (Some(stderr), Some(stdout)) = (ends.next(), ends.next()) else {
@@ -281,6 +305,7 @@ impl Monitor {
             vec![stderr],
         )?;
         let master = terminal_of(call, &console, Some(self.config.create_timeout)).await?;
+        self.keep(&request.id, TERMINAL, &master);
         Ends::of_terminal(master, request.stdin)
     }
 
@@ -316,8 +341,7 @@ fn choose_logs(request: &mut CreateRequest) -> Result<LogLimits, Error> {
     options.limits().map_err(refused)
 }
 
-async fn open_logs_aside(request: &CreateRequest) -> Result<LogSet, Error> {
-    let (configs, id) = (request.logs.clone(), request.id.clone());
+async fn open_logs_aside(configs: Vec<LogConfig>, id: ContainerId) -> Result<LogSet, Error> {
     aside(move || open_logs(&configs, &id)).await?
 }
 

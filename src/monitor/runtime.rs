@@ -298,6 +298,11 @@ impl Call {
         }
     }
 
+    /// The pipes' read ends, in the order in which they were given.
+    pub(super) fn heard(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.heard.iter().map(|listener| listener.fd.get_ref())
+    }
+
     /// The pipes' read ends, for whoever listens from now on.
     #[must_use]
     pub fn into_heard(self) -> Vec<OwnedFd> {

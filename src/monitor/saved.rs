@@ -32,10 +32,10 @@ use crate::monitor::runtime::{CallOptions, pipe};
 use crate::monitor::{Monitor, Slot};
 
 /// Names under which the keeper holds a container's streams: `<id>/<name>`.
-const STDIN: &str = "stdin";
-const STDOUT: &str = "stdout";
-const STDERR: &str = "stderr";
-const TERMINAL: &str = "terminal";
+pub(super) const STDIN: &str = "stdin";
+pub(super) const STDOUT: &str = "stdout";
+pub(super) const STDERR: &str = "stderr";
+pub(super) const TERMINAL: &str = "terminal";
 /// And descriptors that shall stay open until its exit: this and a number.
 const HELD: &str = "held-";
 
@@ -89,30 +89,19 @@ pub struct Saved {
 pub struct Kept {
     /// How many monitors there were before.
     pub restarts: u32,
-    /// Streams, by the name that [`Monitor::keep_streams`] gave them.
+    /// Streams, by the name that [`Monitor::keep`] gave them.
     pub fds: HashMap<String, OwnedFd>,
     /// How children ended whose status no monitor has recorded.
     pub exits: Vec<ChildExit>,
 }
 
 impl Monitor {
-    /// Hands copies of a container's streams to the keeper.
-    pub(super) fn keep_streams(&self, id: &ContainerId, ends: &Ends) {
-        match &ends.output {
-            Output::Pipes { stdout, stderr } => {
-                self.keep(id, STDOUT, stdout);
-                self.keep(id, STDERR, stderr);
-            }
-            Output::Terminal(master) => self.keep(id, TERMINAL, master),
-        }
-        if let (Some(stdin), None) = (&ends.stdin, &ends.terminal) {
-            self.keep(id, STDIN, stdin);
-        }
-    }
-
     /// For the relay: when it has closed a container's standard input, the keeper
     /// has to, too, or the container would never see the end of it.
-    pub(super) fn stdin_guard(&self, id: &ContainerId) -> StdinGuard {
+    pub(super) fn stdin_guard(&self, id: &ContainerId, ends: &Ends) -> Option<StdinGuard> {
+        if ends.stdin.is_none() || ends.terminal.is_some() {
+            return None;
+        }
         let (guard, closed) = oneshot::channel::<Infallible>();
         let (keeper, name) = (Rc::clone(&self.keeper), format!("{id}/{STDIN}"));
         tokio::task::spawn_local(async move {
@@ -122,10 +111,11 @@ impl Monitor {
                 ::log::debug!("the keeper goes on holding {name}: {error}");
             }
         });
-        Box::new(guard)
+        Some(Box::new(guard))
     }
 
-    fn keep(&self, id: &ContainerId, stream: &str, fd: &OwnedFd) {
+    /// Hands a copy of a container's `stream` to the keeper.
+    pub(super) fn keep(&self, id: &ContainerId, stream: &str, fd: &OwnedFd) {
         let name = format!("{id}/{stream}");
         if let Err(error) = self.keeper.send(&ToKeeper::Keep { name: &name, fd: fd.as_fd() }) {
             ::log::warn!("{name} would not survive a crash of this monitor: {error}");
@@ -145,17 +135,23 @@ impl Monitor {
     pub(super) fn release(&self, container: &Container) {
         self.seccomp.close(&container.id);
         let held = (0..container.held.take().len()).map(|number| format!("{HELD}{number}"));
-        let streams = [STDIN, STDOUT, STDERR, TERMINAL].map(str::to_owned);
-        for stream in streams.into_iter().chain(held) {
-            let name = format!("{}/{stream}", container.id);
-            if let Err(error) = self.keeper.send(&ToKeeper::Forget { name: &name }) {
-                ::log::debug!("the keeper goes on holding {name}: {error}");
-                return;
-            }
-        }
+        held.for_each(|name| self.forget(&container.id, &name));
+        self.forget_streams(&container.id);
         let pid = container.child.pid();
         if let Err(error) = self.keeper.send(&ToKeeper::Seen { pid }) {
             ::log::debug!("the keeper goes on remembering how {pid} ended: {error}");
+        }
+    }
+
+    /// Has the keeper let go of a container's streams.
+    pub(super) fn forget_streams(&self, id: &ContainerId) {
+        [STDIN, STDOUT, STDERR, TERMINAL].iter().for_each(|stream| self.forget(id, stream));
+    }
+
+    fn forget(&self, id: &ContainerId, stream: &str) {
+        let name = format!("{id}/{stream}");
+        if let Err(error) = self.keeper.send(&ToKeeper::Forget { name: &name }) {
+            ::log::debug!("the keeper goes on holding {name}: {error}");
         }
     }
 
@@ -249,7 +245,7 @@ impl Monitor {
         }
         let ends = take_ends(&id, saved.stdin, kept)?;
         let logs = open_logs(&saved.logs, &id)?;
-        let stdin_guard = Some(self.stdin_guard(&id));
+        let stdin_guard = self.stdin_guard(&id, &ends);
         let open = Open { output: ends.output, stdin: ends.stdin, stdin_guard, logs, capture_max: None };
         let streams = Streams { relay: self.relay.open(open)?, terminal: ends.terminal };
         self.begin_log_limits(streams.relay, saved.limits);
