@@ -36,6 +36,7 @@ pub mod life;
 pub mod log;
 mod logging;
 mod oom;
+mod program;
 pub mod reaper;
 pub mod relay;
 pub mod report;

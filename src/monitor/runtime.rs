@@ -22,6 +22,7 @@ use crate::monitor::config::Config;
 use crate::monitor::error::Error;
 use crate::monitor::exit::ExitCause;
 use crate::monitor::id::ContainerId;
+use crate::monitor::program::Program;
 use crate::monitor::reaper::{Child, Reaper};
 use crate::monitor::starter::Starter;
 use crate::sys::spawn::{self, PassedFd};
@@ -58,7 +59,7 @@ pub struct Purpose<'a> {
 /// The OCI runtime of this pod.
 #[derive(Debug)]
 pub struct Runtime {
-    path: PathBuf,
+    program: Program,
     root: Option<PathBuf>,
     /// What a container may open that has no limit of its own, if we may open more.
     open_files: Option<u64>,
@@ -107,7 +108,7 @@ impl Runtime {
     pub fn new(config: &Config, reaper: Rc<Reaper>) -> Self {
         let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         Self {
-            path: config.runtime.clone(),
+            program: Program::new(config.runtime.clone()),
             root: config.runtime_root.clone(),
             open_files: config.open_files.filter(|soft| own != Some(*soft)),
             reaper,
@@ -119,7 +120,7 @@ impl Runtime {
     /// A command line up to the sub-command.
     #[must_use]
     pub fn command(&self, options: &CallOptions) -> Command {
-        let mut command = Command::new(&self.path);
+        let mut command = self.program.command();
         if let Some(root) = &self.root {
             let mut argument = OsString::from("--root=");
             argument.push(root);
@@ -149,7 +150,7 @@ impl Runtime {
         heard: Vec<OwnedFd>,
     ) -> Result<Call, Error> {
         let fail = |source| Error::RuntimeSpawn {
-            runtime: self.path.clone(),
+            runtime: self.program.path().to_owned(),
             action: purpose.action,
             id: purpose.id.to_string(),
             source,
@@ -221,7 +222,7 @@ impl Runtime {
 
     async fn help_of_exec(&self, id: &ContainerId) -> Result<String, Error> {
         let (read, write) = pipe()?;
-        let mut command = Command::new(&self.path);
+        let mut command = self.program.command();
         command.args(["exec", "--help"]).stdin(Stdio::null()).stdout(write).stderr(Stdio::null());
         command.process_group(0);
         let mut call =
@@ -233,7 +234,7 @@ impl Runtime {
     #[must_use]
     pub fn state_dir(&self, id: &ContainerId) -> Option<PathBuf> {
         let default = || {
-            let name = self.path.file_name()?.to_str()?;
+            let name = self.program.path().file_name()?.to_str()?;
             matches!(name, "crun" | "runc" | "youki").then(|| Path::new("/run").join(name))
         };
         self.root.clone().or_else(default).map(|root| root.join(id.as_str()))
