@@ -55,7 +55,7 @@ pub enum Format {
 impl Format {
     fn encode(self, batch: &Batch<'_>, record: &Record, gather: &mut Gather) {
         match self {
-            Self::Cri => cri::encode(batch, record, gather),
+            Self::Cri => cri::Encoder::new(batch).encode(record, gather),
             Self::Json => json::encode(batch, record, gather),
         }
     }
@@ -213,10 +213,29 @@ impl FileSink {
             }
             return Progress::Kept;
         }
+        match self.format {
+            Format::Cri => {
+                let encoder = cri::Encoder::new(batch);
+                self.write_with(batch, gather, |record, gather| encoder.encode(record, gather))
+            }
+            Format::Json => {
+                self.write_with(batch, gather, |record, gather| json::encode(batch, record, gather))
+            }
+        }
+    }
+
+    /// Writes the records of `batch` as `encode` gathers them.
+    fn write_with(
+        &mut self,
+        batch: &Batch<'_>,
+        gather: &mut Gather,
+        encode: impl Fn(&Record, &mut Gather),
+    ) -> Progress {
+        let is_limited = self.size_max > 0;
         gather.clear();
         let mut first = 0;
         for (at, record) in batch.records.iter().enumerate() {
-            let rotate = self.passes_limit(gather.bytes(), || self.format.bytes(batch, record));
+            let rotate = is_limited && self.passes_limit(gather.bytes(), || self.format.bytes(batch, record));
             if rotate || !gather.has_room(self.format.scratch_bytes_max(record)) {
                 if let Err(written) = self.write_gathered(batch, gather) {
                     return self.keep(batch, first, written, gather);
@@ -228,7 +247,7 @@ impl FileSink {
                 gather.clear();
                 first = at;
             }
-            self.format.encode(batch, record, gather);
+            encode(record, gather);
         }
         match self.write_gathered(batch, gather) {
             Ok(()) => {
