@@ -218,7 +218,7 @@ pub struct Attach {
 pub struct Drained {
     /// The end of every channel was reached, and every byte reached every log.
     pub complete: bool,
-    /// What was captured, if that was asked for and not taken before.
+    /// What was captured, if that was asked for.
     pub captured: Option<Captured>,
     /// The counters' last state.
     pub stats: StreamStats,
@@ -381,14 +381,6 @@ impl Relay {
     /// Sets the limit of all logs together.
     pub fn set_pod_rate(&self, rate: Rate) {
         self.send(Command::SetPodRate(rate));
-    }
-
-    /// Takes what was captured so far; nothing more is captured afterwards. `None`
-    /// for an unknown id or a stream without capture.
-    pub fn capture_so_far(&self, id: StreamId, reply: Reply<Option<Captured>>) {
-        if let Err(Command::CaptureSoFar(_, reply)) = self.try_send(Command::CaptureSoFar(id, reply)) {
-            reply(None);
-        }
     }
 
     /// Writes lines to a stream's logs that are not of its container, as records of

@@ -25,7 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::attach::Door;
-use super::capture::{Capture, Captured};
+use super::capture::Capture;
 use super::job::{Shared, Work};
 use super::logs::Logs;
 use super::pace::{Output, PodPace};
@@ -386,10 +386,6 @@ impl Stream {
     /// Lines of somebody else, to the logs only.
     pub(super) fn add_lines(&mut self, lines: Vec<u8>, reply: Reply<bool>) {
         self.logs.add_lines(lines, reply);
-    }
-
-    pub(super) fn take_captured(&mut self) -> Option<Captured> {
-        self.capture.take().map(Capture::take)
     }
 
     pub(super) fn stats(&self) -> StreamStats {
