@@ -232,7 +232,8 @@ pub struct StreamStats {
     pub stdout: ChannelStats,
     /// Standard error.
     pub stderr: ChannelStats,
-    /// Failed log writes; each was tried again.
+    /// Failed log writes; each was tried again. Those of each channel, and rotations,
+    /// compressing and synchronising that failed.
     pub write_errors: u64,
     /// The last of them, for a person.
     pub last_write_error: Option<String>,
@@ -270,6 +271,11 @@ pub struct ChannelStats {
     pub rate_limited: u64,
     /// How long output was not read because it came too fast, in nanoseconds.
     pub throttled_ns: u64,
+    /// Failed log writes that had records of this channel; each was tried again.
+    pub write_errors: u64,
+    /// The longest time for which a log had output of this channel to write and could
+    /// not, in nanoseconds.
+    pub stall_longest_ns: u64,
 }
 
 /// A handle of the relay. Its thread ends when the last one is dropped.

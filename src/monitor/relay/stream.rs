@@ -402,12 +402,14 @@ impl Stream {
                 dropped: self.logs.dropped(channel),
                 rate_limited: pace.map_or(0, |pace| pace.dropped(channel).bytes),
                 throttled_ns: pace.map_or(0, |pace| nanos(pace.paused_for(channel, now))),
+                write_errors: report.write_errors[channel.index()],
+                stall_longest_ns: nanos(self.logs.stall_longest_of(channel, now)),
             }
         };
         StreamStats {
             stdout: channel(Channel::Stdout),
             stderr: channel(Channel::Stderr),
-            write_errors: report.write_errors,
+            write_errors: report.write_errors.iter().sum::<u64>() + report.other_errors,
             last_write_error: report.last_error.clone(),
             stall_longest_ns: nanos(self.logs.stall_longest(now)),
             clients_cut_off: self.door.cut_off(),
