@@ -3,7 +3,7 @@
 //! work.
 //!
 //! ```text
-//! cargo bench --bench logs -- [--mib 1024] [--rounds 3] [--dir /dev/shm --dir /var/tmp]
+//! cargo bench --bench logs -- [--mib 1024] [--rounds 5] [--dir /dev/shm --dir /var/tmp] [--input 100-byte]
 //! ```
 //!
 //! The "container" is `cat` of a 64 MiB file, as often as needed, with its stdout
@@ -67,15 +67,18 @@ struct Options {
     mib: u64,
     rounds: usize,
     directories: Vec<PathBuf>,
+    /// Only inputs whose name contains this, and no comparison of ten containers.
+    input: Option<String>,
 }
 
 fn options() -> Options {
-    let mut options = Options { mib: 1024, rounds: 3, directories: Vec::new() };
+    let mut options = Options { mib: 1024, rounds: 5, directories: Vec::new(), input: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--mib" => options.mib = arguments.next().unwrap().parse().unwrap(),
             "--rounds" => options.rounds = arguments.next().unwrap().parse().unwrap(),
+            "--input" => options.input = Some(arguments.next().unwrap()),
             "--dir" => options.directories.push(arguments.next().unwrap().into()),
             // cargo's own.
             "--bench" => {}
@@ -99,11 +102,12 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|---|");
     for directory in &options.directories {
-        for input in INPUTS {
+        let wanted = |input: &Input| options.input.as_ref().is_none_or(|word| input.name.contains(word));
+        for input in INPUTS.into_iter().filter(wanted) {
             compare(directory, input, &options);
         }
     }
-    for directory in &options.directories {
+    for directory in options.directories.iter().filter(|_| options.input.is_none()) {
         fairness(directory);
     }
 }

@@ -600,7 +600,8 @@ struct ContainerStats {
   # The terminal's output, if there is one.
   stderr @1 :ChannelStats;
   writeErrors @2 :UInt64;
-  # Failed log writes; each was tried again.
+  # Failed log writes, each of which was tried again: those of both streams, and
+  # rotations, compressing and synchronising that failed.
   lastWriteError @3 :Text;
   stallLongestNs @4 :UInt64;
   # The longest time for which output was not read because a log could not be
@@ -627,6 +628,11 @@ struct ContainerStats {
     # Of `dropped`: bytes that came too fast.
     throttledNs @5 :UInt64;
     # How long output was not read because it came too fast.
+    writeErrors @6 :UInt64;
+    # Failed log writes that had records of this stream; each was tried again.
+    stallLongestNs @7 :UInt64;
+    # The longest time for which a log had output of this stream to write and could
+    # not.
   }
 }
 

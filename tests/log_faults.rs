@@ -139,6 +139,31 @@ fn full_disk_makes_the_container_wait_and_loses_nothing() {
 }
 
 #[test]
+fn failed_writes_and_stalls_are_counted_of_the_stream_whose_output_waits() {
+    for [waits, other] in [["1", "2"], ["2", "1"]] {
+        let place = Place::new();
+        let full = place.path("full");
+        let disk = Mounted::tmpfs(&full, "size=32m");
+        fs::write(full.join("filler"), vec![0; (32 << 20) - (100 << 10)]).unwrap();
+        let pod = Pod::start_in(place, Options::default());
+        // More than a pipe holds, so that it is there until the end of the trouble.
+        let script = format!("echo there is room >&{other}; seq 1 400000 >&{waits} || exit 3; exit 7");
+        start(&pod, &container(&pod, &script, &full.join("c.log"), 0, &[]));
+        wait_for_stats(&pod, "c", "no space is left", |stats| stats.write_errors > 5);
+        fs::remove_file(full.join("filler")).unwrap();
+        assert_eq!(pod.wait("c").shell_code(), Some(7));
+        let last = stats(&pod, "c");
+        let (waited, did_not) =
+            if waits == "1" { (last.stdout, last.stderr) } else { (last.stderr, last.stdout) };
+        assert_eq!((waited.lines, did_not.lines), (400_000, 1));
+        assert_eq!((waited.write_errors, did_not.write_errors), (last.write_errors, 0), "{last:?}");
+        assert_eq!(waited.stall_longest_ns, last.stall_longest_ns, "{last:?}");
+        assert!(did_not.stall_longest_ns < waited.stall_longest_ns, "{last:?}");
+        drop(disk);
+    }
+}
+
+#[test]
 fn full_disk_to_the_end_is_told_with_the_bytes_that_are_missing() {
     let place = Place::new();
     let full = place.path("full");

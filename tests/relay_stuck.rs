@@ -151,7 +151,10 @@ fn others_are_read_asked_attached_and_ended_while_a_log_is_stuck_and_it_loses_no
     stuck.print("two\nthree\n");
     scene.disk.release();
     let drained = stuck.exit(DEADLINE);
-    assert!(drained.complete && drained.stats.stall_longest_ns >= 10_000_000, "{drained:?}");
+    let stats = &drained.stats;
+    assert!(drained.complete && stats.stdout.stall_longest_ns >= 10_000_000, "{drained:?}");
+    assert_eq!(stats.stdout.stall_longest_ns, stats.stall_longest_ns);
+    assert!(stats.stderr.stall_longest_ns < stats.stdout.stall_longest_ns, "it printed nothing: {drained:?}");
     assert_eq!(lines(&scene.disk.content()), ["one", "two", "three"]);
 }
 

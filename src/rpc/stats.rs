@@ -65,6 +65,8 @@ fn set_channel(mut wire: wire::container_stats::channel_stats::Builder<'_>, stat
     wire.set_dropped(stats.dropped);
     wire.set_rate_limited(stats.rate_limited);
     wire.set_throttled_ns(stats.throttled_ns);
+    wire.set_write_errors(stats.write_errors);
+    wire.set_stall_longest_ns(stats.stall_longest_ns);
 }
 
 pub(super) fn set_network(mut wire: wire::network::Builder<'_>, network: &Network) {

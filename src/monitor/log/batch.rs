@@ -16,7 +16,7 @@ pub(super) const SCRATCH_BYTES: usize = 384 << 10;
 
 /// Slices in one `writev`: enough for a read buffer full of 4 KiB lines, each two
 /// slices. Below that length payloads are copied, and need none of their own.
-const PIECES_MAX: usize = 256;
+const SLICES_MAX: usize = 256;
 
 /// A payload up to this length is copied next to its stamp; a longer one is
 /// referred to where it lies. The kernel's cost of one more slice is about that
@@ -82,11 +82,11 @@ impl Batch<'_> {
     }
 }
 
+/// What is not copied, and where: after so many bytes of the scratch space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Piece {
-    Scratch { end: usize },
-    Held { end: usize },
-    Chunk { start: usize, end: usize },
+    Held { after: usize, end: usize },
+    Chunk { after: usize, start: usize, end: usize },
 }
 
 /// How far a gathered write came.
@@ -106,13 +106,14 @@ pub struct Gather {
     /// Bytes of it that are rendered.
     filled: usize,
     pieces: Vec<Piece>,
-    bytes: usize,
+    /// Bytes of the pieces.
+    referred: usize,
 }
 
 impl Default for Gather {
     fn default() -> Self {
-        let (scratch, pieces) = (vec![0; SCRATCH_BYTES], Vec::with_capacity(PIECES_MAX));
-        Self { scratch, filled: 0, pieces, bytes: 0 }
+        let (scratch, pieces) = (vec![0; SCRATCH_BYTES], Vec::with_capacity(SLICES_MAX / 2));
+        Self { scratch, filled: 0, pieces, referred: 0 }
     }
 }
 
@@ -121,27 +122,28 @@ impl Gather {
     pub fn clear(&mut self) {
         self.filled = 0;
         self.pieces.clear();
-        self.bytes = 0;
+        self.referred = 0;
     }
 
     /// Bytes gathered.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.filled + self.referred
     }
 
     /// A record that may take `scratch_bytes` of rendered text still fits.
     #[must_use]
+    #[inline]
     pub fn has_room(&self, scratch_bytes: usize) -> bool {
-        // Four slices: stamp, held part, part in the chunk, newline.
-        self.pieces.len() + 4 <= PIECES_MAX && self.filled + scratch_bytes <= SCRATCH_BYTES
+        // Two pieces, held part and part in the chunk, and scratch space before each and at the end.
+        2 * (self.pieces.len() + 2) < SLICES_MAX && self.filled + scratch_bytes <= SCRATCH_BYTES
     }
 
     /// Adds a copy of `bytes`, for which there is room ([`Self::has_room`]).
     pub fn copy(&mut self, bytes: &[u8]) {
         if let Some(room) = self.scratch.get_mut(self.filled..self.filled + bytes.len()) {
             room.copy_from_slice(bytes);
-            self.scratch_grew(bytes.len());
+            self.filled += bytes.len();
         }
     }
 
@@ -152,6 +154,7 @@ impl Gather {
 
     /// Adds `head`, `payload` and a newline, for which there is room: what most
     /// records are, and three times as fast as piece by piece.
+    #[inline]
     pub fn line<const HEAD: usize>(&mut self, head: &[u8; HEAD], payload: &[u8]) {
         let length = HEAD + payload.len() + 1;
         let Some(room) = self.scratch.get_mut(self.filled..self.filled + length) else { return };
@@ -160,60 +163,52 @@ impl Gather {
         *head_room = *head;
         payload_room.copy_from_slice(payload);
         *newline = b'\n';
-        self.scratch_grew(length);
-    }
-
-    fn scratch_grew(&mut self, by: usize) {
-        self.filled += by;
-        let now = self.filled;
-        match self.pieces.last_mut() {
-            Some(Piece::Scratch { end }) => *end = now,
-            _ => self.pieces.push(Piece::Scratch { end: now }),
-        }
-        self.bytes += by;
+        self.filled += length;
     }
 
     /// Adds the payload of `record`, by copy or by reference.
     pub fn payload(&mut self, batch: &Batch<'_>, record: &Record) {
         let (held, chunk) = batch.payload(record);
         if held.len() > COPY_BYTES_MAX {
-            self.pieces.push(Piece::Held { end: record.held });
-            self.bytes += held.len();
+            self.pieces.push(Piece::Held { after: self.filled, end: record.held });
+            self.referred += held.len();
         } else if !held.is_empty() {
             self.copy(held);
         }
         if chunk.len() > COPY_BYTES_MAX {
-            self.pieces.push(Piece::Chunk { start: record.start, end: record.end });
-            self.bytes += chunk.len();
+            self.pieces.push(Piece::Chunk { after: self.filled, start: record.start, end: record.end });
+            self.referred += chunk.len();
         } else if !chunk.is_empty() {
             self.copy(chunk);
         }
     }
 
-    fn slices<'a>(&'a self, batch: &Batch<'a>, mut skip: usize) -> ([IoSlice<'a>; PIECES_MAX], usize) {
-        let mut slices = [IoSlice::new(&[]); PIECES_MAX];
+    fn slices<'a>(&'a self, batch: &Batch<'a>, mut skip: usize) -> ([IoSlice<'a>; SLICES_MAX], usize) {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
-        let mut scratch_at = 0;
-        for piece in &self.pieces {
-            let bytes = match *piece {
-                Piece::Scratch { end } => {
-                    let start = std::mem::replace(&mut scratch_at, end);
-                    self.scratch.get(start..end)
-                }
-                Piece::Held { end } => batch.held.get(..end),
-                Piece::Chunk { start, end } => batch.chunk.get(start..end),
-            };
+        let mut add = |bytes: Option<&'a [u8]>| {
             let bytes = bytes.unwrap_or_default();
             let Some(rest) = bytes.get(skip..).filter(|rest| !rest.is_empty()) else {
                 skip -= bytes.len();
-                continue;
+                return;
             };
             skip = 0;
             if let Some(slice) = slices.get_mut(count) {
                 *slice = IoSlice::new(rest);
                 count += 1;
             }
+        };
+        let mut rendered = 0;
+        for piece in &self.pieces {
+            let (after, bytes) = match *piece {
+                Piece::Held { after, end } => (after, batch.held.get(..end)),
+                Piece::Chunk { after, start, end } => (after, batch.chunk.get(start..end)),
+            };
+            add(self.scratch.get(rendered..after));
+            add(bytes);
+            rendered = after;
         }
+        add(self.scratch.get(rendered..self.filled));
         (slices, count)
     }
 
@@ -221,7 +216,7 @@ impl Gather {
     #[must_use]
     pub fn write_to(&self, fd: BorrowedFd<'_>, batch: &Batch<'_>) -> Written {
         let mut bytes = 0;
-        while bytes < self.bytes {
+        while bytes < self.bytes() {
             let (slices, count) = self.slices(batch, bytes);
             match rustix::io::writev(fd, slices.get(..count).unwrap_or_default()) {
                 // No file system does that; it must not become an endless loop.

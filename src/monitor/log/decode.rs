@@ -194,7 +194,7 @@ mod tests {
                     let channel = Channel::Stdout;
                     let batch = Batch { channel, stamp: STAMP, held: &[], chunk: &output, records };
                     let (mut gather, mut line) = (Gather::default(), Vec::new());
-                    if as_json { json::encode(&batch, record, &mut gather) } else { cri::encode(&batch, record, &mut gather) }
+                    if as_json { json::encode(&batch, record, &mut gather) } else { cri::Encoder::new(&batch).encode(record, &mut gather) }
                     gather.append_to(&mut line, &batch);
                     let decoded = decode(line.strip_suffix(b"\n").unwrap()).unwrap();
                     got.extend_from_slice(&decoded.payload);

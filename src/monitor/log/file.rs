@@ -55,7 +55,7 @@ pub enum Format {
 impl Format {
     fn encode(self, batch: &Batch<'_>, record: &Record, gather: &mut Gather) {
         match self {
-            Self::Cri => cri::encode(batch, record, gather),
+            Self::Cri => cri::Encoder::new(batch).encode(record, gather),
             Self::Json => json::encode(batch, record, gather),
         }
     }
@@ -138,7 +138,10 @@ pub struct FileSink {
     retry_at: Option<Instant>,
     retry_after: Duration,
     rotate_again_at: Option<Instant>,
-    write_errors: u64,
+    /// Writes that failed, by the channel of their records.
+    write_errors: [u64; 2],
+    /// What failed that is not a write of records.
+    other_errors: u64,
     last_error: Option<String>,
     /// What was lost since the sink was given up.
     lost: Option<[Amount; 2]>,
@@ -168,7 +171,8 @@ impl FileSink {
             retry_at: None,
             retry_after: LOG_RETRY_MIN,
             rotate_again_at: None,
-            write_errors: 0,
+            write_errors: [0; 2],
+            other_errors: 0,
             last_error: None,
             lost: None,
             torn: false,
@@ -213,10 +217,29 @@ impl FileSink {
             }
             return Progress::Kept;
         }
+        match self.format {
+            Format::Cri => {
+                let encoder = cri::Encoder::new(batch);
+                self.write_with(batch, gather, |record, gather| encoder.encode(record, gather))
+            }
+            Format::Json => {
+                self.write_with(batch, gather, |record, gather| json::encode(batch, record, gather))
+            }
+        }
+    }
+
+    /// Writes the records of `batch` as `encode` gathers them.
+    fn write_with(
+        &mut self,
+        batch: &Batch<'_>,
+        gather: &mut Gather,
+        encode: impl Fn(&Record, &mut Gather),
+    ) -> Progress {
+        let is_limited = self.size_max > 0;
         gather.clear();
         let mut first = 0;
         for (at, record) in batch.records.iter().enumerate() {
-            let rotate = self.passes_limit(gather.bytes(), || self.format.bytes(batch, record));
+            let rotate = is_limited && self.passes_limit(gather.bytes(), || self.format.bytes(batch, record));
             if rotate || !gather.has_room(self.format.scratch_bytes_max(record)) {
                 if let Err(written) = self.write_gathered(batch, gather) {
                     return self.keep(batch, first, written, gather);
@@ -228,7 +251,7 @@ impl FileSink {
                 gather.clear();
                 first = at;
             }
-            self.format.encode(batch, record, gather);
+            encode(record, gather);
         }
         match self.write_gathered(batch, gather) {
             Ok(()) => {
@@ -304,10 +327,16 @@ impl FileSink {
         self.retry_at
     }
 
-    /// Failed writes so far.
+    /// Failed writes so far, by the channel of their records.
     #[must_use]
-    pub fn write_errors(&self) -> u64 {
+    pub fn write_errors(&self) -> [u64; 2] {
         self.write_errors
+    }
+
+    /// What failed besides, so far: rotations, compressing and synchronising files.
+    #[must_use]
+    pub fn other_errors(&self) -> u64 {
+        self.other_errors
     }
 
     /// The last of them, for a person.
@@ -429,7 +458,10 @@ impl FileSink {
             self.open = None;
             self.backlog.skip = 0;
         }
-        self.write_errors += 1;
+        // What failed is what waits, and that is of one channel.
+        if let Some(first) = self.backlog.records.front() {
+            self.write_errors[first.channel.index()] += 1;
+        }
         self.last_error = Some(std::io::Error::from(errno).to_string());
         self.retry_at = Some(Instant::now() + self.retry_after);
         self.retry_after = (self.retry_after * 2).min(LOG_RETRY_MAX);

@@ -127,7 +127,7 @@ pub struct JournaldSink {
     losses: [Option<Gap>; 2],
     /// Payload bytes dropped in all.
     dropped: [u64; 2],
-    write_errors: u64,
+    write_errors: [u64; 2],
     last_error: Option<String>,
 }
 
@@ -153,7 +153,7 @@ impl JournaldSink {
             retry_at: None,
             losses: [None, None],
             dropped: [0; 2],
-            write_errors: 0,
+            write_errors: [0; 2],
             last_error: None,
         })
     }
@@ -206,9 +206,9 @@ impl JournaldSink {
         self.retry_at
     }
 
-    /// Failed sends so far.
+    /// Failed sends so far, by the channel of the record.
     #[must_use]
-    pub fn write_errors(&self) -> u64 {
+    pub fn write_errors(&self) -> [u64; 2] {
         self.write_errors
     }
 
@@ -240,7 +240,7 @@ impl JournaldSink {
 
     fn drop_record(&mut self, record: &Waiting, errno: Errno) {
         let reason = std::io::Error::from(errno).to_string();
-        self.write_errors += 1;
+        self.write_errors[record.channel.index()] += 1;
         self.dropped[record.channel.index()] += record.payload as u64;
         let loss = self.losses[record.channel.index()]
             .get_or_insert_with(|| Gap::new(record.channel, 0, 0, &reason));
@@ -425,7 +425,7 @@ mod tests {
         let path = directory.path().join("socket");
         let mut sink = JournaldSink::open_at(&path, &Identity::default()).unwrap();
         assert_eq!(write(&mut sink, &[b"lost", b"too"]), Progress::Kept);
-        assert_eq!((sink.dropped(), sink.write_errors()), ([7, 0], 2));
+        assert_eq!((sink.dropped(), sink.write_errors()), ([7, 0], [2, 0]));
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_nonblocking(true).unwrap();
         let journal = Journal { directory, socket };

@@ -174,7 +174,8 @@ pub struct LogSet {
     rest: VecDeque<Item>,
     blocked: bool,
     /// Of sinks that are closed.
-    write_errors: u64,
+    write_errors: [u64; 2],
+    other_errors: u64,
     last_error: Option<String>,
     dropped: [u64; 2],
     written: Option<Both>,
@@ -215,6 +216,15 @@ pub enum Item {
 }
 
 impl Item {
+    /// The stream it is of.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        match self {
+            Self::Bytes { channel, .. } => *channel,
+            Self::Gap { gap, .. } => gap.channel,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Bytes { bytes, .. } => bytes.len(),
@@ -473,7 +483,7 @@ impl LogSet {
 
     /// The end of the logs: where something was lost, the log says so if it can.
     pub fn close(&mut self) {
-        self.write_errors = self.write_errors();
+        (self.write_errors, self.other_errors) = (self.write_errors(), self.other_errors());
         self.last_error = self.last_error().map(str::to_owned);
         self.dropped = Channel::ALL.map(|channel| self.dropped(channel));
         self.written = self.written();
@@ -535,10 +545,17 @@ impl LogSet {
         self.counters[channel.index()]
     }
 
-    /// Failed writes so far.
+    /// Failed writes so far, by the [`Channel::index`] of what was to be written.
     #[must_use]
-    pub fn write_errors(&self) -> u64 {
-        self.write_errors + self.drivers.iter().map(Driver::write_errors).sum::<u64>()
+    pub fn write_errors(&self) -> [u64; 2] {
+        let now = self.drivers.iter().map(Driver::write_errors);
+        now.fold(self.write_errors, |[out, err], [out_more, err_more]| [out + out_more, err + err_more])
+    }
+
+    /// What failed besides, so far: rotations, compressing and synchronising files.
+    #[must_use]
+    pub fn other_errors(&self) -> u64 {
+        self.other_errors + self.drivers.iter().map(Driver::other_errors).sum::<u64>()
     }
 
     /// The last failed write, for a person.
@@ -577,10 +594,17 @@ impl Driver {
         }
     }
 
-    fn write_errors(&self) -> u64 {
+    fn write_errors(&self) -> [u64; 2] {
         match self {
             Self::File(sink) => sink.write_errors(),
             Self::Journald(sink) => sink.write_errors(),
+        }
+    }
+
+    fn other_errors(&self) -> u64 {
+        match self {
+            Self::File(sink) => sink.other_errors(),
+            Self::Journald(_) => 0,
         }
     }
 
@@ -613,9 +637,11 @@ pub struct LogReport {
     pub counters: [Counters; 2],
     /// Payload bytes of each channel that a log could not keep.
     pub dropped: [u64; 2],
-    /// Failed writes so far.
-    pub write_errors: u64,
-    /// The last of them, for a person.
+    /// [`LogSet::write_errors`].
+    pub write_errors: [u64; 2],
+    /// [`LogSet::other_errors`].
+    pub other_errors: u64,
+    /// The last of all errors, for a person.
     pub last_error: Option<String>,
     /// A write is outstanding.
     pub blocked: bool,
@@ -632,11 +658,11 @@ impl LogReport {
     pub fn update(&mut self, logs: &LogSet) {
         self.counters = logs.counters;
         self.dropped = Channel::ALL.map(|channel| logs.dropped(channel));
-        let write_errors = logs.write_errors();
-        if self.write_errors != write_errors {
+        let errors = (logs.write_errors(), logs.other_errors());
+        if (self.write_errors, self.other_errors) != errors {
             self.last_error = logs.last_error().map(str::to_owned);
         }
-        self.write_errors = write_errors;
+        (self.write_errors, self.other_errors) = errors;
         self.blocked = logs.is_blocked();
         self.retry_at = logs.retry_at();
         self.written = logs.written();

@@ -17,7 +17,7 @@ use super::lead::Seat;
 use super::pace::PodPace;
 use super::poll::{self, Poll, Token};
 use super::stream::Stream;
-use super::{Attach, Captured, Drained, RelayError, Reply, StreamId, StreamStats, Tell};
+use super::{Attach, Drained, RelayError, Reply, StreamId, StreamStats, Tell};
 use crate::limits::RELAY_REST;
 use crate::monitor::log::LogError;
 use crate::monitor::log::limit::{LogLimits, Rate};
@@ -32,7 +32,6 @@ pub(super) enum Command {
     Stats(StreamId, Reply<Option<StreamStats>>),
     SetLimits(StreamId, LogLimits, Reply<Result<(), RelayError>>),
     SetPodRate(Rate),
-    CaptureSoFar(StreamId, Reply<Option<Captured>>),
     AddLines(StreamId, Vec<u8>, Reply<bool>),
     Stop(Reply<()>),
 }
@@ -48,7 +47,6 @@ impl std::fmt::Debug for Command {
             Self::Stats(..) => "Stats",
             Self::SetLimits(..) => "SetLimits",
             Self::SetPodRate(_) => "SetPodRate",
-            Self::CaptureSoFar(..) => "CaptureSoFar",
             Self::AddLines(..) => "AddLines",
             Self::Stop(_) => "Stop",
         };
@@ -305,11 +303,6 @@ impl Engine {
             Command::Stats(id, reply) => {
                 let (stats, job) = self.command(id, |stream| stream.stats());
                 reply(stats);
-                job
-            }
-            Command::CaptureSoFar(id, reply) => {
-                let (captured, job) = self.command(id, |stream| stream.take_captured());
-                reply(captured.flatten());
                 job
             }
             Command::SetLimits(id, limits, reply) => {

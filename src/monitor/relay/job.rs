@@ -58,6 +58,19 @@ pub(super) enum Work {
     Undo,
 }
 
+impl Work {
+    /// It writes output of `channel` that was not brought to the logs before.
+    pub(super) fn brings(&self, channel: Channel) -> bool {
+        match self {
+            Self::Chunk(chunk) => chunk.channel == channel,
+            Self::Items(items) => items.iter().any(|item| item.channel() == channel),
+            Self::End(ended, _) => *ended == channel,
+            Self::Close(gaps) => gaps.iter().any(|gap| gap.channel == channel),
+            Self::Retry | Self::GiveUp | Self::Reopen(_) | Self::AddLines(_) | Self::Undo => false,
+        }
+    }
+}
+
 /// Work, and all that it needs.
 pub(super) struct Job {
     pub(super) id: StreamId,

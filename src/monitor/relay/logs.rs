@@ -36,9 +36,10 @@ pub(super) struct Logs {
     has_file: bool,
     /// What they said when they were last here.
     report: LogReport,
-    /// Since when they have taken nothing.
-    busy_since: Option<Instant>,
-    stall_longest: Duration,
+    /// How long they took nothing.
+    stall: Stall,
+    /// How long they had output of each channel and did not take it.
+    stalls: [Stall; 2],
     /// Was read and is still in the read buffer.
     chunk: Option<Chunk>,
     /// The channel has ended, and the logs have not been told.
@@ -60,6 +61,30 @@ pub(super) struct Logs {
     told: Told,
 }
 
+/// A time that is too long when it is long.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stall {
+    since: Option<Instant>,
+    longest: Duration,
+}
+
+impl Stall {
+    /// Unless it has begun already.
+    fn begin(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    fn end(&mut self, now: Instant) {
+        self.longest = self.longest(now);
+        self.since = None;
+    }
+
+    fn longest(&self, now: Instant) -> Duration {
+        let so_far = self.since.map(|since| now.saturating_duration_since(since));
+        self.longest.max(so_far.unwrap_or_default())
+    }
+}
+
 /// What the control side has been told.
 #[derive(Default)]
 struct Told {
@@ -77,8 +102,8 @@ impl Logs {
             has_file: logs.has_file(),
             report: LogReport::default(),
             here: Some(Box::new(logs)),
-            busy_since: None,
-            stall_longest: Duration::ZERO,
+            stall: Stall::default(),
+            stalls: [Stall::default(); 2],
             chunk: None,
             ended: [false; 2],
             reopens: Vec::new(),
@@ -203,6 +228,7 @@ impl Logs {
             ring.push_gap(gap, stamp);
         }
         ring.push(channel, stamp, bytes);
+        self.stalls[channel.index()].begin(now);
     }
 
     /// Which end of what waits is dropped; `None` if nothing may wait.
@@ -255,8 +281,8 @@ impl Logs {
             return;
         }
         self.told.failed = false;
-        self.stall_longest = self.stall_longest(now);
-        self.busy_since = None;
+        self.stall.end(now);
+        self.stalls.iter_mut().for_each(|stall| stall.end(now));
         if let Some(ring) = &mut self.ring {
             ring.taken_is_written();
         }
@@ -269,8 +295,13 @@ impl Logs {
 
     /// The longest time for which they took nothing, as of `now`.
     pub(super) fn stall_longest(&self, now: Instant) -> Duration {
-        let stalls_for = self.busy_since.map(|since| now.saturating_duration_since(since));
-        self.stall_longest.max(stalls_for.unwrap_or_default())
+        self.stall.longest(now)
+    }
+
+    /// The longest time for which they had output of `channel` and did not take it, as
+    /// of `now`.
+    pub(super) fn stall_longest_of(&self, channel: Channel, now: Instant) -> Duration {
+        self.stalls[channel.index()].longest(now)
     }
 
     /// What is next for them, if they are here. `at_end`: no more output comes;
@@ -282,7 +313,10 @@ impl Logs {
         late: bool,
     ) -> Option<(Box<LogSet>, Work)> {
         let work = self.choose(now, at_end, late)?;
-        self.busy_since.get_or_insert(now);
+        self.stall.begin(now);
+        for channel in Channel::ALL.into_iter().filter(|channel| work.brings(*channel)) {
+            self.stalls[channel.index()].begin(now);
+        }
         Some((self.here.take()?, work))
     }
 

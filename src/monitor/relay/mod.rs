@@ -218,7 +218,7 @@ pub struct Attach {
 pub struct Drained {
     /// The end of every channel was reached, and every byte reached every log.
     pub complete: bool,
-    /// What was captured, if that was asked for and not taken before.
+    /// What was captured, if that was asked for.
     pub captured: Option<Captured>,
     /// The counters' last state.
     pub stats: StreamStats,
@@ -232,7 +232,8 @@ pub struct StreamStats {
     pub stdout: ChannelStats,
     /// Standard error.
     pub stderr: ChannelStats,
-    /// Failed log writes; each was tried again.
+    /// Failed log writes; each was tried again. Those of each channel, and rotations,
+    /// compressing and synchronising that failed.
     pub write_errors: u64,
     /// The last of them, for a person.
     pub last_write_error: Option<String>,
@@ -270,6 +271,11 @@ pub struct ChannelStats {
     pub rate_limited: u64,
     /// How long output was not read because it came too fast, in nanoseconds.
     pub throttled_ns: u64,
+    /// Failed log writes that had records of this channel; each was tried again.
+    pub write_errors: u64,
+    /// The longest time for which a log had output of this channel to write and could
+    /// not, in nanoseconds.
+    pub stall_longest_ns: u64,
 }
 
 /// A handle of the relay. Its thread ends when the last one is dropped.
@@ -381,14 +387,6 @@ impl Relay {
     /// Sets the limit of all logs together.
     pub fn set_pod_rate(&self, rate: Rate) {
         self.send(Command::SetPodRate(rate));
-    }
-
-    /// Takes what was captured so far; nothing more is captured afterwards. `None`
-    /// for an unknown id or a stream without capture.
-    pub fn capture_so_far(&self, id: StreamId, reply: Reply<Option<Captured>>) {
-        if let Err(Command::CaptureSoFar(_, reply)) = self.try_send(Command::CaptureSoFar(id, reply)) {
-            reply(None);
-        }
     }
 
     /// Writes lines to a stream's logs that are not of its container, as records of

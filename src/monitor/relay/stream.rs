@@ -25,7 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::attach::Door;
-use super::capture::{Capture, Captured};
+use super::capture::Capture;
 use super::job::{Shared, Work};
 use super::logs::Logs;
 use super::pace::{Output, PodPace};
@@ -388,10 +388,6 @@ impl Stream {
         self.logs.add_lines(lines, reply);
     }
 
-    pub(super) fn take_captured(&mut self) -> Option<Captured> {
-        self.capture.take().map(Capture::take)
-    }
-
     pub(super) fn stats(&self) -> StreamStats {
         let now = Instant::now();
         let report = self.logs.report();
@@ -406,12 +402,14 @@ impl Stream {
                 dropped: self.logs.dropped(channel),
                 rate_limited: pace.map_or(0, |pace| pace.dropped(channel).bytes),
                 throttled_ns: pace.map_or(0, |pace| nanos(pace.paused_for(channel, now))),
+                write_errors: report.write_errors[channel.index()],
+                stall_longest_ns: nanos(self.logs.stall_longest_of(channel, now)),
             }
         };
         StreamStats {
             stdout: channel(Channel::Stdout),
             stderr: channel(Channel::Stderr),
-            write_errors: report.write_errors,
+            write_errors: report.write_errors.iter().sum::<u64>() + report.other_errors,
             last_write_error: report.last_error.clone(),
             stall_longest_ns: nanos(self.logs.stall_longest(now)),
             clients_cut_off: self.door.cut_off(),

@@ -377,6 +377,8 @@ pub(super) fn read_container_stats(stats: pod::container_stats::Reader<'_>) -> c
         dropped: channel.get_dropped(),
         rate_limited: channel.get_rate_limited(),
         throttled_ns: channel.get_throttled_ns(),
+        write_errors: channel.get_write_errors(),
+        stall_longest_ns: channel.get_stall_longest_ns(),
     };
     Ok(ContainerStats {
         stdout: channel(stats.get_stdout()?),

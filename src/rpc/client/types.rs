@@ -680,7 +680,8 @@ pub struct ContainerStats {
     pub stdout: ChannelStats,
     /// Standard error.
     pub stderr: ChannelStats,
-    /// Failed log writes; each was tried again.
+    /// Failed log writes, each of which was tried again: those of both channels, and
+    /// rotations, compressing and synchronising that failed.
     pub write_errors: u64,
     /// The last of them.
     pub last_write_error: String,
@@ -800,6 +801,10 @@ pub struct ChannelStats {
     pub rate_limited: u64,
     /// How long output was not read because it came too fast.
     pub throttled_ns: u64,
+    /// Failed log writes that had records of this channel; each was tried again.
+    pub write_errors: u64,
+    /// Longest time for which a log had output of this channel to write and could not.
+    pub stall_longest_ns: u64,
 }
 
 /// Something that happened in the pod.

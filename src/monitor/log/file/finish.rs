@@ -53,14 +53,14 @@ impl FileSink {
             Ok(compressor) => self.compressor = Some(compressor),
             // They stay as they are until the next rotation.
             Err(error) => {
-                self.write_errors += 1;
+                self.other_errors += 1;
                 self.last_error = Some(format!("compressing old files failed: {error}"));
             }
         }
     }
 
     fn note_error(&mut self, what: &str, errno: Errno) {
-        self.write_errors += 1;
+        self.other_errors += 1;
         self.last_error = Some(format!("{what}: {}", std::io::Error::from(errno)));
     }
 
