@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -163,7 +163,8 @@ impl client::Plugin for Still {
     }
 
     fn synchronise(&self, sessions: &[Session]) {
-        println!("told of {} sessions", sessions.len());
+        let mut told = std::io::stdout();
+        writeln!(told, "told of {} sessions", sessions.len()).unwrap();
         loop {
             std::thread::park();
         }
