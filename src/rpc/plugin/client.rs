@@ -46,6 +46,7 @@ use crate::limits::{PLUGIN_MESSAGE_NESTING_MAX, PLUGIN_MESSAGE_WORDS_MAX};
 use crate::rpc::client::{Code, Error};
 use crate::rpc::plugin::{gate, stream};
 use crate::rpc::schema::plugin_capnp as wire;
+use crate::seccomp::awake;
 use crate::sys::socket;
 pub(in crate::rpc) use convert::{
     fill_notification, fill_selector, fill_verdict, read_notification, read_record, read_session,
@@ -104,7 +105,7 @@ impl<P: Plugin> Plugin for Rc<P> {
 /// # Errors
 /// What `plugin` ends with, or that the event loop could not be started.
 pub fn run(plugin: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
-    tokio::runtime::LocalRuntime::new().map_err(|error| Error::runtime(&error))?.block_on(plugin)
+    awake::runtime().map_err(|error| Error::runtime(&error))?.block_on(plugin)
 }
 
 /// A registered plugin. Dropping it ends the registration.

@@ -17,6 +17,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 
+use crate::seccomp::awake;
+
 /// The half that is read.
 #[derive(Debug)]
 pub(super) struct Reader(AsyncFd<Rc<OwnedFd>>);
@@ -56,6 +58,7 @@ impl AsyncRead for Reader {
                         is_ready.clear_ready();
                     }
                     buffer.advance(count);
+                    awake::came();
                     return Poll::Ready(Ok(()));
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -84,6 +87,7 @@ impl AsyncWrite for Writer {
             match written {
                 Ok(count) => {
                     self.full = None;
+                    awake::sent();
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
