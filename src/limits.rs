@@ -440,6 +440,20 @@ pub const SECCOMP_SESSION_CALLS_MAX: usize = 1024;
 /// See [`SECCOMP_SESSION_CALLS_MAX`].
 pub const SECCOMP_CALLS_MAX: usize = 8192;
 
+/// How long seccomp's thread stays with listeners that call again and again before
+/// everything else on it has its turn; who calls less often than that is waited for
+/// by the event loop. Shorter costs more turns, longer delays what else there is.
+pub const SECCOMP_LINGER: Duration = Duration::from_millis(1);
+/// Listeners that it stays with at a time: poll(2) looks at each of them for every call.
+pub const SECCOMP_LINGER_LISTENERS_MAX: usize = 8;
+
+/// How long broker and plugin stay awake for each other's next message: longer than
+/// either takes for one even in a virtual machine (some 40 µs each).
+pub const SECCOMP_AWAKE: Duration = Duration::from_micros(100);
+/// They do so if the last one came as soon as this: a plugin that takes longer, or is
+/// asked less often, is slept for.
+pub const SECCOMP_SOON: Duration = Duration::from_micros(200);
+
 /// How often, while there are as many, those are looked for that nobody waits for
 /// any more: the kernel does not tell of an interruption.
 pub const SECCOMP_SWEEP_PERIOD: Duration = Duration::from_millis(100);

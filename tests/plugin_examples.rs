@@ -10,10 +10,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Options, Place, Pod};
-use serde_json::json;
+use common::{Options, Place, Pod, eventually};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -83,45 +81,13 @@ fn spawn(mut command: Command) -> (Running, BufReader<ChildStdout>) {
     (Running(child), said)
 }
 
-fn eventually(is_so: impl Fn() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !is_so() {
-        assert!(Instant::now() < end, "it did not come to be");
-        std::thread::park_timeout(Duration::from_millis(5));
-    }
-}
-
-fn plugins(pod: &Pod) -> Vec<String> {
-    let plugins = pod.call(async |client| client.seccomp_plugins().await).expect("plugins");
-    plugins.into_iter().map(|plugin| plugin.name).collect()
-}
-
-fn run(pod: &Pod, name: &str, calls: &[&str], script: &str) {
-    let request = pod.container_with(name, &["sh", "-c", script], |config| {
-        config["linux"]["seccomp"] = json!({
-            "defaultAction": "SCMP_ACT_ALLOW",
-            "listenerPath": pod.run_dir().join("seccomp.sock"),
-            "syscalls": [{ "names": calls, "action": "SCMP_ACT_NOTIFY" }],
-        });
-    });
-    pod.create(&request).expect("create");
-    pod.start_container(name);
-}
-
-fn output(pod: &Pod, name: &str) -> String {
-    pod.wait(name);
-    let log = pod.log(name);
-    String::from_utf8([log.stdout, log.stderr].concat()).unwrap()
-}
-
 fn makes_harmless_nodes(language: Language) {
     let pod = Pod::start();
     let Some(mut command) = language(&pod.place, "mknod") else { return };
     command.arg(pod.run_dir().join("plugins.sock"));
     let _plugin = spawn(command);
-    eventually(|| plugins(&pod).len() == 1);
-    run(
-        &pod,
+    eventually(|| pod.seccomp_plugins().len() == 1);
+    pod.run_notified(
         "c",
         &["mknod", "mknodat"],
         "busybox mknod /tmp/null c 1 3 && echo gone >/tmp/null && busybox stat -c '%F %t %T %u' /tmp/null; \
@@ -130,7 +96,7 @@ fn makes_harmless_nodes(language: Language) {
          busybox mknod /tmp/fifo p && echo fifo; \
          busybox ln -s /tmp /tmp/link; busybox mknod /tmp/link/../../../tmp/full c 1 7; echo over",
     );
-    let said = output(&pod, "c");
+    let said = pod.output("c");
     for expected in ["character special file 1 3 0\n", "3\n", "no memory\n", "no disk\n", "fifo\n", "over\n"]
     {
         assert!(said.contains(expected), "{expected:?} in {said}");
@@ -161,7 +127,7 @@ fn connects_to_a_list(language: Language) {
     let Some(mut command) = language(&pod.place, "connect") else { return };
     command.arg(pod.run_dir().join("plugins.sock")).arg(allowed.to_string());
     let _plugin = spawn(command);
-    eventually(|| plugins(&pod).len() == 1);
+    eventually(|| pod.seccomp_plugins().len() == 1);
     let [server, _other] = listeners;
     let greeter = std::thread::spawn(move || server.accept().unwrap().0.write_all(b"hello\n").unwrap());
     let script = format!(
@@ -169,8 +135,8 @@ fn connects_to_a_list(language: Language) {
         allowed.port(),
         other.port()
     );
-    run(&pod, "c", &["connect"], &script);
-    let said = output(&pod, "c");
+    pod.run_notified("c", &["connect"], &script);
+    let said = pod.output("c");
     assert!(
         said.contains("hello\n") && said.contains("ermission denied") && said.contains("refused"),
         "{said}"
@@ -207,7 +173,7 @@ fn tells_of_every_pod(language: Language) {
     let arguments = vec!["--plugin-dir".to_owned(), directory.to_str().unwrap().to_owned()];
     let pod = Pod::start_in(place, Options { arguments, ..Options::default() });
     // Until the observer is there, which nobody can see from outside, calls are made in vain.
-    run(&pod, "c", &["mkdir"], "while :; do mkdir /tmp/a 2>/dev/null; busybox usleep 20000; done");
+    pod.run_notified("c", &["mkdir"], "while :; do mkdir /tmp/a 2>/dev/null; busybox usleep 20000; done");
     let id = pod.id("c");
     let line = said.lines().map(Result::unwrap).find(|line| line.contains("mkdir")).expect("a record");
     assert!(line.contains(&id) && line.contains("default"), "{line}");

@@ -11,46 +11,15 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{RpcSystem, twoparty};
-use common::{DEADLINE, Pod};
+use common::{DEADLINE, Pod, eventually};
 use podinit::rpc::client::Code;
 use podinit::rpc::plugin::client::{Call, OnFailure, Place, Plugin, Request, Verdict, dial_in};
 use podinit::rpc::schema::plugin_capnp as wire;
-use serde_json::json;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
-
-fn eventually(is_so: impl Fn() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !is_so() {
-        assert!(Instant::now() < end, "it did not come to be");
-        std::thread::park_timeout(Duration::from_millis(5));
-    }
-}
-
-fn registered(pod: &Pod) -> usize {
-    pod.call(async |client| client.seccomp_plugins().await).expect("plugins").len()
-}
-
-fn run(pod: &Pod, name: &str, calls: &[&str], script: &str) {
-    let request = pod.container_with(name, &["sh", "-c", script], |config| {
-        config["linux"]["seccomp"] = json!({
-            "defaultAction": "SCMP_ACT_ALLOW",
-            "listenerPath": pod.run_dir().join("seccomp.sock"),
-            "syscalls": [{ "names": calls, "action": "SCMP_ACT_NOTIFY" }],
-        });
-    });
-    pod.create(&request).expect("create");
-    pod.start_container(name);
-}
-
-fn output(pod: &Pod, name: &str) -> String {
-    pod.wait(name);
-    let log = pod.log(name);
-    String::from_utf8([log.stdout, log.stderr].concat()).unwrap()
-}
 
 /// Runs a plugin on a thread of its own until the test says that it is over.
 fn beside<F: Future<Output = ()>>(plugin: impl FnOnce() -> F + Send + 'static) -> Beside {
@@ -181,12 +150,12 @@ fn lies_are_failures_of_the_liar() {
             let _held = (host, registration);
             std::future::pending::<()>().await;
         });
-        eventually(|| registered(&pod) == 1);
+        eventually(|| pod.seccomp_plugins().len() == 1);
         let name = format!("c{number}");
-        run(&pod, &name, &["mkdir"], "mkdir /tmp/a");
-        assert!(output(&pod, &name).contains("Input/output error"), "{what}");
+        pod.run_notified(&name, &["mkdir"], "mkdir /tmp/a");
+        assert!(pod.output(&name).contains("Input/output error"), "{what}");
         drop(liar);
-        eventually(|| registered(&pod) == 0);
+        eventually(|| pod.seccomp_plugins().is_empty());
     }
 }
 
@@ -216,9 +185,9 @@ fn a_message_beyond_the_limit_ends_the_connection_and_nothing_else() {
         let _held = (registration.await.unwrap(), host);
         std::future::pending::<()>().await;
     });
-    eventually(|| registered(&pod) == 1);
-    run(&pod, "c", &["mkdir"], "mkdir /tmp/a");
-    assert!(output(&pod, "c").contains("Read-only"));
+    eventually(|| pod.seccomp_plugins().len() == 1);
+    pod.run_notified("c", &["mkdir"], "mkdir /tmp/a");
+    assert!(pod.output("c").contains("Read-only"));
 }
 
 #[test]
@@ -247,12 +216,12 @@ fn floods_meet_limits() {
         held.push(again.await.unwrap());
         std::future::pending::<()>().await;
     });
-    eventually(|| registered(&pod) == 16);
+    eventually(|| pod.seccomp_plugins().len() == 16);
     // Connections that say nothing: those beyond the limit are closed, and all when they end.
     let silent: Vec<StdStream> = (0..80).map(|_| StdStream::connect(&socket).unwrap()).collect();
     drop(silent);
     drop(flood);
-    eventually(|| registered(&pod) == 0);
+    eventually(|| pod.seccomp_plugins().is_empty());
     pod.assert_serves("c");
 }
 
@@ -281,7 +250,7 @@ fn what_makes_no_sense_is_refused_when_it_registers() {
             assert!(error.extra.contains("invalid-argument") && error.extra.contains(reason), "{error}");
         }
     });
-    eventually(|| registered(&pod) == 0);
+    eventually(|| pod.seccomp_plugins().is_empty());
 }
 
 /// Puts its verdicts off, then gives them for calls that are not there, too.
@@ -320,9 +289,9 @@ fn verdicts_can_be_put_off() {
             assert_eq!(plugged.answer(&right).await.unwrap(), 10);
         }
     });
-    eventually(|| registered(&pod) == 1);
-    run(&pod, "c", &["mkdir"], "for i in $(seq 10); do mkdir /tmp/$i & done; wait");
-    assert_eq!(output(&pod, "c").matches("Read-only").count(), 10);
+    eventually(|| pod.seccomp_plugins().len() == 1);
+    pod.run_notified("c", &["mkdir"], "for i in $(seq 10); do mkdir /tmp/$i & done; wait");
+    assert_eq!(pod.output("c").matches("Read-only").count(), 10);
 }
 
 /// Tries everything that there is of a process.
@@ -394,16 +363,16 @@ fn reach_under(runtime: &str) {
         };
         dial_in(&socket, request, Reach).await.unwrap().ended().await.unwrap();
     });
-    eventually(|| registered(&pod) == 1);
-    run(&pod, "c", &["mkdir"], "mkdir /tmp/reach && echo done");
-    let said = output(&pod, "c");
+    eventually(|| pod.seccomp_plugins().len() == 1);
+    pod.run_notified("c", &["mkdir"], "mkdir /tmp/reach && echo done");
+    let said = pod.output("c");
     assert!(said.contains("from the plugin\n") && said.contains("done"), "{said}");
     if runtime == "runc" {
         // runc opens files itself once the filter is there.
         return;
     }
-    run(&pod, "d", &["open", "openat"], "cat /tmp/given");
-    let said = output(&pod, "d");
+    pod.run_notified("d", &["open", "openat"], "cat /tmp/given");
+    let said = pod.output("d");
     assert_eq!(said, "given by the plugin\n");
 }
 
@@ -444,8 +413,8 @@ fn power_over_a_process_ends_with_its_call() {
             sender.send(call.read_memory(call.notification.arguments[0], 1).await.unwrap_err().code).unwrap();
         }
     });
-    eventually(|| registered(&pod) == 1);
-    run(&pod, "c", &["mkdir"], "mkdir /tmp/a; sleep 1000");
+    eventually(|| pod.seccomp_plugins().len() == 1);
+    pod.run_notified("c", &["mkdir"], "mkdir /tmp/a; sleep 1000");
     assert_eq!(refused.recv_timeout(DEADLINE), Ok(Code::NotFound));
     let id = pod.id("c");
     pod.call(async |client| client.stop_container(&id, 9, 0).await).expect("stop");

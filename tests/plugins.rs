@@ -4,40 +4,14 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Options, Place, Pod, binary, kill, which};
+use common::{Options, Place, Pod, binary, eventually, kill, which};
 use podinit::rpc::client::SeccompStats;
+use podinit::rpc::plugin::client::{self, Call, Request, Session, Verdict};
 use serde_json::{Value, json};
-
-/// A profile that notifies of `calls`.
-fn profile(pod: &Pod, calls: &[&str]) -> Value {
-    json!({
-        "defaultAction": "SCMP_ACT_ALLOW",
-        "architectures": ["SCMP_ARCH_X86_64"],
-        "listenerPath": pod.run_dir().join("seccomp.sock"),
-        "syscalls": [{ "names": calls, "action": "SCMP_ACT_NOTIFY" }],
-    })
-}
-
-/// Starts a container whose `calls` are notified.
-fn run(pod: &Pod, name: &str, calls: &[&str], script: &str) {
-    let request = pod.container_with(name, &["sh", "-c", script], |config| {
-        config["linux"]["seccomp"] = profile(pod, calls);
-    });
-    pod.create(&request).expect("create");
-    pod.start_container(name);
-}
-
-/// What a container wrote until its end.
-fn output(pod: &Pod, name: &str) -> String {
-    pod.wait(name);
-    let log = pod.log(name);
-    String::from_utf8([log.stdout, log.stderr].concat()).unwrap()
-}
 
 /// A plugin: `podinit seccomp answer`. Ends with its scope.
 struct Plugin {
@@ -49,6 +23,10 @@ impl Plugin {
     fn start(socket: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command.args(["seccomp", "answer", "--socket"]).arg(socket).args(arguments);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("a plugin");
         let said = BufReader::new(child.stdout.take().unwrap());
         Self { child, said }
@@ -80,23 +58,8 @@ impl Drop for Plugin {
     }
 }
 
-/// Waits for something that has no event of its own.
-fn eventually(is_so: impl Fn() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !is_so() {
-        assert!(Instant::now() < end, "it did not come to be");
-        std::thread::park_timeout(Duration::from_millis(5));
-    }
-}
-
 fn stats(pod: &Pod) -> SeccompStats {
     pod.call(async |client| client.seccomp_stats().await).expect("stats")
-}
-
-/// Names of those that decide, in order.
-fn plugins(pod: &Pod) -> Vec<String> {
-    let plugins = pod.call(async |client| client.seccomp_plugins().await).expect("plugins");
-    plugins.into_iter().map(|plugin| plugin.name).collect()
 }
 
 /// A hundred calls at once; prints how many failed with an error of that text.
@@ -110,8 +73,8 @@ fn hundred(error: &str) -> String {
 fn decides_under(runtime: &str) {
     let pod = Pod::with_runtime(runtime);
     let _plugin = Plugin::of(&pod, &["--syscall", "mkdir", "--verdict", "errno:EROFS"]);
-    run(&pod, "c", &["mkdir"], "mkdir /tmp/a; touch /tmp/b && echo touched");
-    let said = output(&pod, "c");
+    pod.run_notified("c", &["mkdir"], "mkdir /tmp/a; touch /tmp/b && echo touched");
+    let said = pod.output("c");
     assert!(said.contains("Read-only file system") && said.contains("touched"), "{said}");
     let row = stats(&pod).rows.into_iter().find(|row| row.plugin == "answer").expect("a row");
     assert_eq!((row.syscall.as_str(), row.verdict.as_str(), row.total()), ("mkdir", "errno", 1));
@@ -137,10 +100,10 @@ fn three_plugins_are_asked_by_priority_until_one_decides() {
     // chmod(path, mode): only where the mode is 0700.
     let _second = of("second", "0", &["--syscall", "chmod", "--if", "1=448", "--verdict", "errno:ENOSPC"]);
     let _first = of("first", "-5", &["--syscall", "mkdir", "--verdict", "pass"]);
-    assert_eq!(plugins(&pod), ["first", "second", "last"]);
+    assert_eq!(pod.seccomp_plugins(), ["first", "second", "last"]);
     let script = "busybox chmod 700 /tmp; busybox chmod 755 /tmp; mkdir /tmp/b";
-    run(&pod, "c", &["mkdir", "chmod"], script);
-    let said = output(&pod, "c");
+    pod.run_notified("c", &["mkdir", "chmod"], script);
+    let said = pod.output("c");
     let lines: Vec<&str> = said.lines().filter_map(|line| line.rsplit(": ").next()).collect();
     assert_eq!(
         lines,
@@ -157,11 +120,11 @@ fn a_hundred_calls_survive_the_death_of_their_plugin() {
             ["--syscall", "mkdir", "--verdict", "return:0", "--delay", "600000", "--deadline", "120000"];
         let plugin = Plugin::of(&pod, &[&stalls[..], &["--on-failure", "errno:EIO"]].concat());
         let name = step.replace(' ', "-");
-        run(&pod, &name, &["mkdir"], &hundred("Input/output error"));
+        pod.run_notified(&name, &["mkdir"], &hundred("Input/output error"));
         eventually(|| stats(&pod).open == 100);
         signals.iter().for_each(|signal| plugin.signal(signal));
-        assert_eq!(output(&pod, &name).trim(), "100", "{step}");
-        eventually(|| plugins(&pod).is_empty());
+        assert_eq!(pod.output(&name).trim(), "100", "{step}");
+        eventually(|| pod.seccomp_plugins().is_empty());
     }
     let stats = stats(&pod);
     assert_eq!((stats.received, stats.answered, stats.open), (200, 200, 0), "{stats:?}");
@@ -170,7 +133,7 @@ fn a_hundred_calls_survive_the_death_of_their_plugin() {
 #[test]
 fn a_plugin_that_dies_between_calls_costs_no_call() {
     let pod = Pod::start();
-    run(&pod, "c", &["mkdir"], &hundred("Permission denied").replace("& done", "; done"));
+    pod.run_notified("c", &["mkdir"], &hundred("Permission denied").replace("& done", "; done"));
     // Each decides about some of the calls; what none decides about waits for the first, and has the default then.
     for _ in 0..3 {
         let answered = stats(&pod).answered;
@@ -187,6 +150,99 @@ fn a_plugin_that_dies_between_calls_costs_no_call() {
     assert_eq!((stats.received, stats.answered, stats.open), (100, 100, 0), "{stats:?}");
 }
 
+/// What a process of [`plugin_that_stands_still`] is told: its socket, and whether it listens there.
+const STILL: &str = "PODINIT_TEST_STILL";
+const LISTENS: &str = "PODINIT_TEST_STILL_LISTENS";
+
+/// Stands still as soon as it is told which sessions there are.
+struct Still;
+
+impl client::Plugin for Still {
+    async fn decide(&self, _: Call) -> Verdict {
+        Verdict::Return(0)
+    }
+
+    fn synchronise(&self, sessions: &[Session]) {
+        let mut told = std::io::stdout();
+        writeln!(told, "told of {} sessions", sessions.len()).unwrap();
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// Not a test by itself: what [`still`] runs.
+#[test]
+fn plugin_that_stands_still() {
+    let Some(socket) = std::env::var_os(STILL) else { return };
+    let request = Request { priority: -1, ..Request::new("still", &["mkdir"]) };
+    let plugin = async {
+        if std::env::var_os(LISTENS).is_some() {
+            return client::listen(socket.as_ref(), request, Still).await;
+        }
+        client::dial_in(socket.as_ref(), request, Still).await?.ended().await
+    };
+    client::run(plugin).expect("a plugin");
+}
+
+/// A plugin's process that has been told of one session, and does not go on.
+fn still(socket: &Path, listens: bool) -> Plugin {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "plugin_that_stands_still", "--nocapture"]).env(STILL, socket);
+    if listens {
+        command.env(LISTENS, "yes");
+    }
+    let mut plugin = Plugin::spawn(command);
+    let told = plugin.said.by_ref().lines().map(Result::unwrap).find(|line| line.contains("told of"));
+    assert!(told.is_some_and(|line| line.ends_with("told of 1 sessions")));
+    plugin
+}
+
+#[test]
+fn a_plugin_killed_while_it_is_synchronised_costs_no_call() {
+    for listens in [false, true] {
+        let place = Place::new();
+        let (directory, options) = plugin_dir(&place);
+        let pod = Pod::start_in(place, options);
+        let socket = if listens { directory.join("p.sock") } else { pod.run_dir().join("plugins.sock") };
+        let next = ["--name", "next", "--priority", "1", "--syscall", "mkdir", "--verdict", "errno:EROFS"];
+        let _next = Plugin::of(&pod, &next);
+        let script = "until [ -e /tmp/over ]; do mkdir /tmp/a 2>>/tmp/said; done; cat /tmp/said";
+        pod.run_notified("c", &["mkdir"], script);
+        let goes_on = || {
+            let before = stats(&pod).answered;
+            eventually(|| stats(&pod).answered > before + 5);
+        };
+        goes_on();
+        // Killed, restarted, and killed again: every time it is told anew.
+        for _ in 0..2 {
+            let still = still(&socket, listens);
+            goes_on();
+            still.signal("KILL");
+            goes_on();
+            assert_eq!(pod.seccomp_plugins(), ["next"]);
+        }
+        let mut decides = vec!["--priority", "-1", "--syscall", "mkdir", "--verdict", "errno:ENOSPC"];
+        decides.extend(listens.then_some("--listen"));
+        let mut again = Plugin::start(&socket, &decides);
+        again.wait_registered();
+        eventually(|| pod.seccomp_plugins() == ["answer", "next"]);
+        goes_on();
+        pod.exec_stdout("c", "echo >/tmp/over");
+        let said = pod.output("c");
+        let of = |text: &str| said.lines().filter(|line| line.contains(text)).count();
+        let (first, second) = (of("Read-only file system"), of("No space left on device"));
+        assert!(first > 0 && second > 0 && first + second == said.lines().count(), "{said}");
+        let stats = stats(&pod);
+        assert_eq!((stats.received, stats.open), (stats.answered, 0), "{stats:?}");
+        assert_eq!(stats.answered, (first + second) as u64, "{stats:?}");
+        drop(again);
+        if listens {
+            std::fs::remove_file(&socket).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_plugin_that_stands_still_costs_its_own_verdicts_only() {
     let pod = Pod::start();
@@ -197,8 +253,8 @@ fn a_plugin_that_stands_still_costs_its_own_verdicts_only() {
         &["--name", "next", "--priority", "1", "--syscall", "mkdir", "--verdict", "errno:EROFS"],
     );
     still.signal("STOP");
-    run(&pod, "c", &["mkdir"], &hundred("Read-only"));
-    assert_eq!(output(&pod, "c").trim(), "100");
+    pod.run_notified("c", &["mkdir"], &hundred("Read-only"));
+    assert_eq!(pod.output("c").trim(), "100");
     let counted = stats(&pod);
     let counters = counted.plugins.iter().find(|plugin| plugin.name == "still").expect("its counters");
     assert!(counters.timeouts > 0, "{counted:?}");
@@ -206,8 +262,8 @@ fn a_plugin_that_stands_still_costs_its_own_verdicts_only() {
     still.signal("CONT");
     eventually(|| {
         let name = format!("again-{}", stats(&pod).received);
-        run(&pod, &name, &["mkdir"], "mkdir /tmp/a && echo made");
-        output(&pod, &name).contains("made")
+        pod.run_notified(&name, &["mkdir"], "mkdir /tmp/a && echo made");
+        pod.output(&name).contains("made")
     });
 }
 
@@ -217,11 +273,11 @@ fn a_slow_verdict_holds_up_no_other() {
     let slow = ["--name", "slow", "--syscall", "mkdir", "--verdict", "errno:EROFS", "--delay", "600000"];
     let slow = Plugin::of(&pod, &[&slow[..], &["--deadline", "120000"]].concat());
     let _fast = Plugin::of(&pod, &["--name", "fast", "--syscall", "rmdir", "--verdict", "errno:EBUSY"]);
-    run(&pod, "c", &["mkdir", "rmdir"], "mkdir /tmp/a & busybox rmdir /tmp; echo first; wait");
+    pod.run_notified("c", &["mkdir", "rmdir"], "mkdir /tmp/a & busybox rmdir /tmp; echo first; wait");
     eventually(|| pod.log("c").stdout == b"first\n");
     assert_eq!(stats(&pod).open, 1);
     slow.signal("KILL");
-    assert!(output(&pod, "c").contains("resource busy"));
+    assert!(pod.output("c").contains("resource busy"));
 }
 
 #[test]
@@ -231,8 +287,8 @@ fn batches_lose_nothing() {
         &pod,
         &["--syscall", "mkdir", "--verdict", "errno:EROFS", "--batch", "32", "--delay", "20"],
     );
-    run(&pod, "c", &["mkdir"], &hundred("Read-only"));
-    assert_eq!(output(&pod, "c").trim(), "100");
+    pod.run_notified("c", &["mkdir"], &hundred("Read-only"));
+    assert_eq!(pod.output("c").trim(), "100");
 }
 
 fn plugin_dir(place: &Place) -> (PathBuf, Options) {
@@ -251,27 +307,27 @@ fn plugins_that_listen_are_dialled_and_dialled_again() {
     let mut early = Plugin::start(&socket, &[&decides[..], &["errno:EROFS"]].concat());
     eventually(|| socket.exists());
     let pod = Pod::start_in(place, options);
-    run(&pod, "before", &["mkdir"], "mkdir /tmp/a");
+    pod.run_notified("before", &["mkdir"], "mkdir /tmp/a");
     early.wait_registered();
-    assert!(output(&pod, "before").contains("Read-only"));
+    assert!(pod.output("before").contains("Read-only"));
 
     // The plugin restarts: its socket is another file of the same name.
     drop(early);
-    eventually(|| plugins(&pod).is_empty());
+    eventually(|| pod.seccomp_plugins().is_empty());
     let mut late = Plugin::start(&socket, &[&decides[..], &["errno:ENOSPC"]].concat());
     late.wait_registered();
-    eventually(|| plugins(&pod) == ["answer"]);
-    run(&pod, "after", &["mkdir"], "mkdir /tmp/a");
-    assert!(output(&pod, "after").contains("No space left"));
+    eventually(|| pod.seccomp_plugins() == ["answer"]);
+    pod.run_notified("after", &["mkdir"], "mkdir /tmp/a");
+    assert!(pod.output("after").contains("No space left"));
 
     // The monitor restarts: it dials when there is something to decide again.
     let [monitor] = common::children_of(pod.keeper_pid())[..] else { panic!("one monitor") };
     kill(monitor, "KILL");
     eventually(|| common::children_of(pod.keeper_pid()).iter().any(|pid| *pid != monitor));
     pod.reconnect();
-    run(&pod, "anew", &["mkdir"], "mkdir /tmp/a");
+    pod.run_notified("anew", &["mkdir"], "mkdir /tmp/a");
     late.wait_registered();
-    assert!(output(&pod, "anew").contains("No space left"));
+    assert!(pod.output("anew").contains("No space left"));
     drop(late);
     std::fs::remove_file(&socket).unwrap();
 }
@@ -280,9 +336,9 @@ fn plugins_that_listen_are_dialled_and_dialled_again() {
 fn a_registration_ends_with_its_connection() {
     let pod = Pod::start();
     let plugin = Plugin::of(&pod, &["--syscall", "mkdir", "--verdict", "errno:EROFS"]);
-    assert_eq!(plugins(&pod), ["answer"]);
+    assert_eq!(pod.seccomp_plugins(), ["answer"]);
     drop(plugin);
-    eventually(|| plugins(&pod).is_empty());
+    eventually(|| pod.seccomp_plugins().is_empty());
 }
 
 #[test]
@@ -304,9 +360,9 @@ fn what_was_traced_can_be_replayed() {
     ]);
     let mut trace = command.arg(pod.socket()).stdout(Stdio::piped()).spawn().expect("a trace");
     // The one that copies what calls point to is asked first.
-    eventually(|| plugins(&pod) == ["trace", "answer"]);
-    run(&pod, "c", &["mkdir"], "mkdir /tmp/a; mkdir /tmp/b");
-    assert!(output(&pod, "c").contains("Read-only"));
+    eventually(|| pod.seccomp_plugins() == ["trace", "answer"]);
+    pod.run_notified("c", &["mkdir"], "mkdir /tmp/a; mkdir /tmp/b");
+    assert!(pod.output("c").contains("Read-only"));
     let lines: Vec<String> =
         BufReader::new(trace.stdout.take().unwrap()).lines().map(Result::unwrap).collect();
     assert!(trace.wait().unwrap().success());
@@ -343,7 +399,7 @@ fn engine_and_people_see_sessions() {
         &pod,
         &["--syscall", "mkdir", "--verdict", "errno:EROFS", "--delay", "600000", "--deadline", "120000"],
     );
-    run(&pod, "c", &["mkdir"], "mkdir /tmp/a");
+    pod.run_notified("c", &["mkdir"], "mkdir /tmp/a");
     eventually(|| stats(&pod).open == 1);
     let mut command = Command::new(binary());
     command.args(["seccomp", "ls", "--output", "json", "--socket"]).arg(pod.socket());
@@ -378,5 +434,5 @@ fn others_than_root_cannot_be_plugins() {
         .arg(&socket);
     let refused = command.output().expect("setpriv of util-linux");
     assert!(!refused.status.success(), "{refused:?}");
-    assert_eq!(plugins(&pod), [""; 0]);
+    assert_eq!(pod.seccomp_plugins(), [""; 0]);
 }

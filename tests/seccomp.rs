@@ -7,11 +7,12 @@ mod seccomp_target;
 use std::fs::{File, create_dir};
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use nix::unistd::getppid;
+use podinit::limits::SECCOMP_LINGER_LISTENERS_MAX;
 use podinit::seccomp::broker::Defaults;
 use podinit::seccomp::notification::Notification;
 use podinit::seccomp::plugin::{PluginFailure, Registration};
@@ -425,6 +426,49 @@ fn ten_sessions_of_many_calls_lose_none() {
     assert_eq!((stats.received, stats.answered), (20_000, 20_000));
     let entry = stats.entries.iter().find(|entry| entry.plugin == "rule").unwrap();
     assert_eq!((entry.syscall.as_str(), entry.histogram.total()), ("getppid", 20_000));
+}
+
+/// The broker stays with listeners that call without end: questions, listeners that
+/// are new, and those that plugins decide about have their turn all the same.
+#[test]
+fn who_calls_without_end_holds_up_nobody() {
+    let own = Own::start();
+    own.rules(r#"{"name": "rule", "match": {"syscalls": ["getppid"]}, "do": {"return": 8}}"#);
+    own.plugin(registration("p", &MKDIR), |_, _| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(Verdict::Errno(libc::EXDEV))
+        })
+    });
+    let is_over = Arc::new(AtomicBool::new(false));
+    // More than it stays with at a time.
+    let busy: Vec<_> = (0..SECCOMP_LINGER_LISTENERS_MAX + 4)
+        .map(|_| {
+            let is_over = Arc::clone(&is_over);
+            own.thread(&PPID, move || {
+                let calls =
+                    std::iter::from_fn(|| (!is_over.load(Ordering::Relaxed)).then(|| getppid().as_raw()));
+                calls.fold((0_u64, 0_u64), |(right, wrong), said| match said {
+                    8 => (right + 1, wrong),
+                    _ => (right, wrong + 1),
+                })
+            })
+        })
+        .collect();
+    own.until("they call", |stats| stats.sessions == busy.len() && stats.received > 10_000);
+    for turn in 0..20 {
+        let both = [PPID[0], MKDIR[0], MKDIR[1]];
+        let newcomer = own.thread(&both, || (getppid().as_raw(), errno(create_dir("/tmp/never"))));
+        assert_eq!(newcomer.join().unwrap(), (8, libc::EXDEV), "{turn}");
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let (right, wrong) = busy.into_iter().map(|thread| thread.join().unwrap()).fold((0, 0), |all, one| {
+        assert!(one.0 > 0, "each has its turn");
+        (all.0 + one.0, all.1 + one.1)
+    });
+    assert_eq!(wrong, 0);
+    let stats = own.until("the sessions' end", |stats| stats.sessions == 0);
+    assert_eq!((stats.received, stats.answered, stats.open), (right + 40, right + 40, 0), "{stats:?}");
 }
 
 /// Another thread rewrites the address all the time. Whatever the broker sees in

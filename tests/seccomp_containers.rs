@@ -7,15 +7,18 @@ mod seccomp_target;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Options, Place, Pod, which};
+use common::{Options, Place, Pod, profile, which};
 use podinit::seccomp::plugin::Registration;
 use podinit::seccomp::verdict::{OnFailure, Verdict};
 use seccomp_target::{MKDIR, Own, never, ready, registration};
 use serde_json::json;
 
 const RUNTIMES: [&str; 2] = ["crun", "runc"];
+const WAIT_KILLABLE: &str = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
 
 /// A pod with `rules` as its rules file.
 fn pod_with_rules(runtime: &str, rules: &str) -> Pod {
@@ -35,12 +38,8 @@ fn write_rules(path: &Path, rules: &str) {
 /// notifies of `calls` at `listener`.
 fn run(pod: &Pod, name: &str, listener: &Path, calls: &[&str], script: &str) -> u32 {
     let request = pod.container_with(name, &["sh", "-c", script], |config| {
-        config["linux"]["seccomp"] = json!({
-            "defaultAction": "SCMP_ACT_ALLOW",
-            "listenerPath": listener,
-            "listenerMetadata": "some metadata",
-            "syscalls": [{ "names": calls, "action": "SCMP_ACT_NOTIFY" }],
-        });
+        config["linux"]["seccomp"] = profile(listener, calls);
+        config["linux"]["seccomp"]["listenerMetadata"] = json!("some metadata");
         // Big enough for several reads.
         config["annotations"] = json!({
             "seccomp-notifier-action.crio.io": if name == "stopped" { "stop" } else { "log" },
@@ -245,6 +244,78 @@ fn signals_during_a_call_lose_nothing() {
     assert!(stats.interrupted > 0, "{stats:?}");
 }
 
+/// The program of `storm.go`, in the root file system of `pod`; `None` without Go, which is needed in CI.
+fn go_storm(pod: &Pod) -> Option<()> {
+    let mut build = Command::new("go");
+    build.args(["build", "-o"]).arg(pod.place.path("rootfs/bin/storm")).arg("tests/seccomp_target/storm.go");
+    build.env("CGO_ENABLED", "0").env("GOFLAGS", "").current_dir(env!("CARGO_MANIFEST_DIR"));
+    let Ok(status) = build.status() else {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "go is needed in CI");
+        eprintln!("skipped: no go");
+        return None;
+    };
+    assert!(status.success(), "go build");
+    Some(())
+}
+
+/// A Go program whose runtime interrupts it all the time gets every verdict. Without
+/// the flag some calls are made anew; with it none is, once it was received.
+fn survives_its_own_signals(runtime: &str, flags: &[&str]) {
+    const CALLS: u64 = 25;
+    let own = Own::start();
+    let turn = AtomicU64::new(0);
+    // Every other verdict takes so long that the runtime sends a signal meanwhile.
+    own.plugin(registration("p", &MKDIR), move |_, _| {
+        let pause = Duration::from_millis(30 * (turn.fetch_add(1, Ordering::Relaxed) % 2));
+        Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            Ok(Verdict::Errno(libc::EXDEV))
+        })
+    });
+    let pod = Pod::with_runtime(runtime);
+    let Some(()) = go_storm(&pod) else { return };
+    let request = pod.container_with("c", &["/bin/storm", &CALLS.to_string()], |config| {
+        config["linux"]["seccomp"] = profile(&own.socket(), &MKDIR);
+        config["linux"]["seccomp"]["flags"] = json!(flags);
+    });
+    match pod.create(&request) {
+        Ok(_) => {}
+        Err(error) if !flags.is_empty() && error.to_string().contains("seccomp flag") => {
+            eprintln!("skipped: {runtime} does not know the flag: {error}");
+            return;
+        }
+        Err(error) => panic!("{runtime}: {error}"),
+    }
+    pod.start_container("c");
+    // Four goroutines, and two kinds of calls.
+    let made = 8 * CALLS;
+    assert_eq!(pod.output("c"), format!("{made} calls, 0 wrong\n"), "{runtime}, {flags:?}");
+    let stats = own.until("the session's end", |stats| stats.sessions == 0 && stats.open == 0);
+    assert_eq!(stats.received, stats.answered + stats.interrupted, "{stats:?}");
+    assert_eq!(stats.answered, made, "{stats:?}");
+    assert_eq!(stats.interrupted > 0, flags.is_empty(), "{stats:?}");
+}
+
+#[test]
+fn go_under_crun_survives_its_own_signals() {
+    survives_its_own_signals("crun", &[]);
+}
+
+#[test]
+fn go_under_runc_survives_its_own_signals() {
+    survives_its_own_signals("runc", &[]);
+}
+
+#[test]
+fn go_under_crun_is_not_interrupted_with_the_flag() {
+    survives_its_own_signals("crun", &[WAIT_KILLABLE]);
+}
+
+#[test]
+fn go_under_runc_is_not_interrupted_with_the_flag() {
+    survives_its_own_signals("runc", &[WAIT_KILLABLE]);
+}
+
 #[test]
 fn a_container_may_have_a_socket_of_its_own() {
     let rules = r#"{"name": "r", "match": {"syscalls": ["mkdir", "mkdirat"]}, "do": {"errno": "EXDEV"}}"#;
@@ -291,11 +362,7 @@ fn a_container_without_a_socket_does_not_start() {
     for runtime in RUNTIMES {
         let pod = Pod::with_runtime(runtime);
         let request = pod.container_with("c", &["true"], |config| {
-            config["linux"]["seccomp"] = json!({
-                "defaultAction": "SCMP_ACT_ALLOW",
-                "listenerPath": pod.run_dir().join("nobody.sock"),
-                "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_NOTIFY" }],
-            });
+            config["linux"]["seccomp"] = profile(&pod.run_dir().join("nobody.sock"), &["mkdir"]);
         });
         pod.create(&request).unwrap_err();
         pod.assert_serves("after");

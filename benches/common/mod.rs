@@ -90,6 +90,13 @@ impl Samples {
         Self(differences.collect()).median()
     }
 
+    /// The median of how many times each is the one of `others` that was measured beside it:
+    /// a machine that is slower for a while is so for both.
+    pub fn median_times(&self, others: &Self) -> f64 {
+        let factors = self.0.iter().zip(&others.0).map(|(own, other)| own / other);
+        Self(factors.collect()).median()
+    }
+
     pub fn median(&self) -> f64 {
         self.at(50)
     }

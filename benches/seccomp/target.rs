@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
 use podinit::sys::seccomp::{Answer, Buffer, Received, answer, receive, wake_in_step};
@@ -21,13 +21,7 @@ use rustix::net::{
 pub(crate) fn run(arguments: &[String]) -> ExitCode {
     let [path, container, calls] = arguments else { return ExitCode::FAILURE };
     let calls: u32 = calls.parse().expect("a number");
-    let connection = socket::connect(Path::new(path), SocketType::STREAM).expect("a socket");
-    let mut filter = ScmpFilterContext::new(ScmpAction::Allow).expect("a filter");
-    filter.add_rule(ScmpAction::Notify, ScmpSyscall::from_name("getppid").expect("a call")).expect("a rule");
-    filter.load().expect("a filter that is loaded");
-    send(&connection, &filter, container);
-    drop(connection);
-
+    be_notified(Path::new(path), container);
     // The first ones wait for the other side to be ready.
     for _ in 0..100 {
         once();
@@ -38,6 +32,41 @@ pub(crate) fn run(arguments: &[String]) -> ExitCode {
     }
     println!("{}", began.elapsed().as_nanos() / u128::from(calls.max(1)));
     ExitCode::SUCCESS
+}
+
+/// As [`run`], by `threads` threads, each as fast as it can, for `seconds`; prints the calls,
+/// how many of them were not answered with `errno`, and the nanoseconds that all took.
+pub(crate) fn load(arguments: &[String]) -> ExitCode {
+    let [path, container, threads, seconds, errno] = arguments else { return ExitCode::FAILURE };
+    let [threads, seconds, errno] =
+        [threads, seconds, errno].map(|text| text.parse::<u32>().expect("a number"));
+    be_notified(Path::new(path), container);
+    once();
+    let expected = -i32::try_from(errno).expect("an errno");
+    let began = Instant::now();
+    let end = began + Duration::from_secs(seconds.into());
+    let thread = move || {
+        let (mut calls, mut lost) = (0_u64, 0_u64);
+        while Instant::now() < end {
+            calls += 1;
+            lost += u64::from(nix::unistd::getppid().as_raw() != expected);
+        }
+        (calls, lost)
+    };
+    let threads: Vec<_> = (0..threads).map(|_| std::thread::spawn(thread)).collect();
+    let counts = threads.into_iter().map(|thread| thread.join().expect("a thread"));
+    let (calls, lost) = counts.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+    println!("{calls} {lost} {}", began.elapsed().as_nanos());
+    ExitCode::SUCCESS
+}
+
+/// Has getppid(2) of this thread, and of those that it starts, notified to the socket at `path`.
+fn be_notified(path: &Path, container: &str) {
+    let connection = socket::connect(path, SocketType::STREAM).expect("a socket");
+    let mut filter = ScmpFilterContext::new(ScmpAction::Allow).expect("a filter");
+    filter.add_rule(ScmpAction::Notify, ScmpSyscall::from_name("getppid").expect("a call")).expect("a rule");
+    filter.load().expect("a filter that is loaded");
+    send(&connection, &filter, container);
 }
 
 /// One call, which must be refused: were a call lost, its real answer would be a pid.

@@ -10,8 +10,9 @@
 //! is a task for each call, so that none waits for another's; a thread that waits
 //! makes no other call, so calls of one thread stay in order.
 //!
-//! All that a successor would need is in [`State`]: the listeners with the ids of
-//! their open calls, and the registrations.
+//! All that a successor would have to be handed is in [`State`], and in nothing
+//! else: the listeners with the ids of their open calls. The rest comes to it
+//! anew: rules are files, plugins register again, and statistics begin again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 
 use super::builtin;
 use super::call::Pending;
+use super::linger::Pace;
 use super::live::Live;
 use super::notification::{Session, SessionId};
 use super::plugin::{Plugin, Registration};
@@ -143,6 +145,7 @@ pub struct Broker {
     pub(super) answered: Cell<u64>,
     pub(super) interrupted: Cell<u64>,
     pub(super) gone: Cell<u64>,
+    pub(super) pace: Pace,
     began: Instant,
 }
 
@@ -194,6 +197,7 @@ impl Broker {
             answered: Cell::new(0),
             interrupted: Cell::new(0),
             gone: Cell::new(0),
+            pace: Pace::default(),
             began: Instant::now(),
         })
     }
@@ -408,6 +412,7 @@ impl Broker {
         }
         drop(state);
         live.open.borrow().give_up(|_| true);
+        self.pace.forget(live);
         self.tell(Change::Ended(live.session.id));
     }
 
@@ -445,6 +450,7 @@ impl Broker {
     pub(super) fn notified(self: &Rc<Self>, live: &Rc<Live>, received: kernel::Call) {
         count(&self.received);
         let began = Instant::now();
+        self.pace.called(live, began);
         let call = Call { arch: received.arch, syscall: received.syscall, args: received.args };
         let pending = Pending::new(self, live, received, began);
         let routes = self.routes(live);
@@ -461,18 +467,18 @@ impl Broker {
                 }
             }
         }
-        match self.left_over() {
+        match self.left_over(began) {
             Ok(verdict) => pending.settle(verdict, None),
             Err(_until) => pending.decide(Rc::clone(&routes), routes.len()),
         }
     }
 
-    /// The answer for a call that nobody decided about, or until when it waits for
-    /// the first plugin.
-    pub(super) fn left_over(&self) -> Result<Verdict, Instant> {
+    /// The answer for a call that nobody has decided about by `now`, or until when
+    /// it waits for the first plugin.
+    pub(super) fn left_over(&self, now: Instant) -> Result<Verdict, Instant> {
         let state = self.state.borrow();
         let until = self.began + state.defaults.patience;
-        if !state.had_plugin && Instant::now() < until {
+        if !state.had_plugin && now < until {
             return Err(until);
         }
         Ok(match state.defaults.unmatched {

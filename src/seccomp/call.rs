@@ -113,7 +113,7 @@ impl Pending {
             }
             // Before the answer, so that a registration in between is not missed.
             let moved = self.broker.moved.notified();
-            match self.broker.left_over() {
+            match self.broker.left_over(Instant::now()) {
                 Ok(verdict) => return (verdict, None),
                 // Too late is all right: the next turn finds out.
                 Err(until) => drop(timeout_at(until, moved).await),

@@ -55,40 +55,37 @@ impl Broker {
     async fn read(self: &Rc<Self>, live: &Rc<Live>) -> std::io::Result<()> {
         let mut buffer = kernel::Buffer::new()?;
         let fd = AsyncFd::with_interest(Rc::clone(&live.listener), Interest::READABLE)?;
-        // Whether the event loop has forgotten what it had heard when the listener was seen idle. Then what
-        // it says next is new, and since nobody else reads, receiving does not block: no need to poll
-        // first, which would be a tenth of what a call costs.
-        let mut is_forgotten = false;
         loop {
             let mut ready = fd.readable().await?;
-            let mut is_known = is_forgotten && ready.ready().is_readable();
-            // After a pause the event loop may have heard of what was received since.
-            is_forgotten = true;
             let mut taken = 0;
             loop {
-                if !is_known {
-                    match state(&live.listener)? {
-                        State::Readable => {}
-                        State::Idle => break,
-                        State::HungUp => return Ok(()),
-                    }
-                }
-                is_known = false;
-                match kernel::receive(live.listener.as_fd(), &mut buffer) {
-                    Ok(kernel::Received::Call(call)) => self.notified(live, call),
-                    Ok(kernel::Received::Gone) => count(&self.gone),
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
+                let open = self.open.get();
+                match state(&live.listener)? {
+                    State::Readable => self.take(live, &mut buffer)?,
+                    State::Idle => break,
+                    State::HungUp => return Ok(()),
                 }
                 taken += 1;
-                if taken % IN_A_ROW == 0 || !self.has_room(live) {
+                // A plugin's question is sent before we look for more.
+                let is_asked = self.open.get() > open;
+                if is_asked || taken % IN_A_ROW == 0 || !self.has_room(live) {
                     tokio::task::yield_now().await;
                     self.room(live).await;
-                    is_forgotten = false;
                 }
             }
             ready.clear_ready();
         }
+    }
+
+    /// Takes a call of `live`, which is readable.
+    pub(super) fn take(self: &Rc<Self>, live: &Rc<Live>, buffer: &mut kernel::Buffer) -> std::io::Result<()> {
+        match kernel::receive(live.listener.as_fd(), buffer) {
+            Ok(kernel::Received::Call(call)) => self.notified(live, call),
+            Ok(kernel::Received::Gone) => count(&self.gone),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Waits until another call can be taken.

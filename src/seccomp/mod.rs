@@ -15,10 +15,12 @@
 #![forbid(unsafe_code)]
 
 pub mod arrival;
+pub(crate) mod awake;
 pub mod broker;
 pub mod builtin;
 mod call;
 pub mod decode;
+mod linger;
 pub mod lint;
 mod listener;
 mod live;

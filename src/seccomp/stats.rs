@@ -68,11 +68,13 @@ impl Counters {
     /// Counts a verdict on call `syscall` of `arch`.
     pub(super) fn decided(&self, arch: u32, syscall: i32, verdict: VerdictKind, took: Duration) {
         let mut calls = self.calls.borrow_mut();
-        let full = calls.len() >= SECCOMP_COUNTED_CALLS_MAX;
         let key = (arch, syscall, verdict);
+        if let Some(known) = calls.get_mut(&key) {
+            return known.add(took);
+        }
         // Numbers can be made up by a program; those beyond the limit are counted as one.
-        let key = if full && !calls.contains_key(&key) { (0, -1, verdict) } else { key };
-        calls.entry(key).or_default().add(took);
+        let is_full = calls.len() >= SECCOMP_COUNTED_CALLS_MAX;
+        calls.entry(if is_full { (0, -1, verdict) } else { key }).or_default().add(took);
     }
 
     /// The counts, by call and verdict.

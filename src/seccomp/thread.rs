@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::arrival::Door;
 use super::broker::Broker;
-use super::{reload, rules};
+use super::{linger, reload, rules};
 
 type Job = Box<dyn FnOnce(&Rc<Broker>) + Send>;
 
@@ -51,7 +51,9 @@ pub struct Handle {
 pub fn start(options: Options, extension: Extension) -> io::Result<Handle> {
     let (jobs, mut inbox) = mpsc::unbounded_channel::<Job>();
     std::thread::Builder::new().name("seccomp".into()).spawn(move || {
-        let runtime = match tokio::runtime::LocalRuntime::new() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().on_thread_park(linger::before_park);
+        let runtime = match runtime.build_local(tokio::runtime::LocalOptions::default()) {
             Ok(runtime) => runtime,
             Err(error) => {
                 ::log::error!("cannot start the event loop of seccomp's broker: {error}");
@@ -60,6 +62,9 @@ pub fn start(options: Options, extension: Extension) -> io::Result<Handle> {
         };
         runtime.block_on(async move {
             let broker = Broker::new(&options.pod, options.stops);
+            if let Err(error) = linger::begin(&broker) {
+                ::log::warn!("seccomp notifications will take longer: {error}");
+            }
             let rules = options.rules.unwrap_or_else(|| rules::DIRECTORY.into());
             let watch = reload::Watch::begin(Rc::clone(&broker), rules);
             tokio::task::spawn_local(watch.go_on());

@@ -23,6 +23,7 @@
 
 mod leaks;
 mod log;
+mod notified;
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -42,6 +43,7 @@ use serde_json::{Value, json};
 pub use leaks::find as find_leaks;
 pub use leaks::processes_of;
 pub use log::Log;
+pub use notified::{eventually, profile};
 
 /// Bound on every wait.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -173,15 +173,7 @@ func (c *Call) Duplicate(ctx context.Context, descriptor int32) (int, error) {
 		return nil
 	})
 	defer release()
-	answer, err := future.Struct()
-	if err != nil {
-		return -1, err
-	}
-	ticket, err := answer.Ticket()
-	if err != nil {
-		return -1, err
-	}
-	return fetch(c.exchange, ticket)
+	return fetchAnswer(c.exchange, future)
 }
 
 // Open is the process's root or working directory.
@@ -192,15 +184,7 @@ func (c *Call) Open(ctx context.Context, place plugin.Target_Place) (int, error)
 		return nil
 	})
 	defer release()
-	answer, err := future.Struct()
-	if err != nil {
-		return -1, err
-	}
-	ticket, err := answer.Ticket()
-	if err != nil {
-		return -1, err
-	}
-	return fetch(c.exchange, ticket)
+	return fetchAnswer(c.exchange, future)
 }
 
 // Owner is the effective user and group of the calling thread.
@@ -216,6 +200,19 @@ func (c *Call) Owner(ctx context.Context) (int, int, error) {
 	}
 	credentials, err := answer.Credentials()
 	return int(credentials.Uid()), int(credentials.Gid()), err
+}
+
+// fetchAnswer gets the descriptor whose ticket is the answer to a call.
+func fetchAnswer[A interface{ Ticket() ([]byte, error) }](path string, future interface{ Struct() (A, error) }) (int, error) {
+	answer, err := future.Struct()
+	if err != nil {
+		return -1, err
+	}
+	ticket, err := answer.Ticket()
+	if err != nil {
+		return -1, err
+	}
+	return fetch(path, ticket)
 }
 
 // fetch gets the descriptor that a ticket stands for. It is no os.File: that would

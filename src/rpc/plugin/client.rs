@@ -44,8 +44,9 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::limits::{PLUGIN_MESSAGE_NESTING_MAX, PLUGIN_MESSAGE_WORDS_MAX};
 use crate::rpc::client::{Code, Error};
-use crate::rpc::plugin::gate;
+use crate::rpc::plugin::{gate, stream};
 use crate::rpc::schema::plugin_capnp as wire;
+use crate::seccomp::awake;
 use crate::sys::socket;
 pub(in crate::rpc) use convert::{
     fill_notification, fill_selector, fill_verdict, read_notification, read_record, read_session,
@@ -104,7 +105,7 @@ impl<P: Plugin> Plugin for Rc<P> {
 /// # Errors
 /// What `plugin` ends with, or that the event loop could not be started.
 pub fn run(plugin: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
-    tokio::runtime::LocalRuntime::new().map_err(|error| Error::runtime(&error))?.block_on(plugin)
+    awake::runtime().map_err(|error| Error::runtime(&error))?.block_on(plugin)
 }
 
 /// A registered plugin. Dropping it ends the registration.
@@ -168,11 +169,11 @@ pub(super) fn message_options() -> ReaderOptions {
 }
 
 /// Both halves of a connection to the other side, buffered.
-pub(in crate::rpc) fn network(stream: UnixStream, side: Side) -> Box<dyn capnp_rpc::VatNetwork<Side>> {
-    let (reader, writer) = stream.into_split();
+pub(super) fn network(stream: UnixStream, side: Side) -> io::Result<Box<dyn capnp_rpc::VatNetwork<Side>>> {
+    let (reader, writer) = stream::split(stream)?;
     let (reader, writer) = gate::pair(reader, writer);
     let (reader, writer) = (BufReader::new(reader).compat(), BufWriter::new(writer).compat_write());
-    Box::new(twoparty::VatNetwork::new(reader, writer, side, message_options()))
+    Ok(Box::new(twoparty::VatNetwork::new(reader, writer, side, message_options())))
 }
 
 /// Connects to the plugin socket of a pod and registers.
@@ -184,10 +185,9 @@ pub async fn dial_in(path: &Path, request: Request, plugin: impl Plugin) -> Resu
     let stream = socket::connect(path, SocketType::STREAM).and_then(|stream| {
         let stream = std::os::unix::net::UnixStream::from(stream);
         stream.set_nonblocking(true)?;
-        UnixStream::from_std(stream)
+        network(UnixStream::from_std(stream)?, Side::Client)
     });
-    let stream = stream.map_err(|error| Error::connect(path, &error))?;
-    let mut system = RpcSystem::new(network(stream, Side::Client), None);
+    let mut system = RpcSystem::new(stream.map_err(|error| Error::connect(path, &error))?, None);
     let host: wire::plugin_host::Client = system.bootstrap(Side::Server);
     let (over, ended) = watch::channel(false);
     let task = tokio::task::spawn_local(async move {
@@ -230,7 +230,8 @@ pub async fn listen(path: &Path, request: Request, plugin: impl Plugin) -> Resul
             registrations: RefCell::default(),
         };
         let bootstrap: wire::plugin_program::Client = capnp_rpc::new_client(program);
-        let system = RpcSystem::new(network(stream, Side::Server), Some(bootstrap.client));
+        let network = network(stream, Side::Server).map_err(fail)?;
+        let system = RpcSystem::new(network, Some(bootstrap.client));
         tokio::task::spawn_local(async move { drop(system.await) });
     }
 }

@@ -156,7 +156,8 @@ async fn keep_dialling(shared: &Rc<Shared>, path: &Path, wake: &Notify) {
 async fn dial(shared: &Rc<Shared>, path: &Path) -> Result<(), String> {
     let stream = connect(path).map_err(|error| format!("cannot be reached: {error}"))?;
     check_peer(&stream)?;
-    let mut system = RpcSystem::new(network(stream, Side::Client), None);
+    let network = network(stream, Side::Client).map_err(|error| format!("cannot be spoken to: {error}"))?;
+    let mut system = RpcSystem::new(network, None);
     let program: wire::plugin_program::Client = system.bootstrap(Side::Server);
     let host: wire::plugin_host::Client = capnp_rpc::new_client(Host::new(Rc::clone(shared)));
     let mut request = program.attach_request();

@@ -17,6 +17,7 @@ mod packet;
 mod remote;
 pub mod replay;
 mod serve;
+mod stream;
 mod target;
 pub(super) mod translate;
 pub(super) mod watch;

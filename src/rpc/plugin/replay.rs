@@ -146,10 +146,10 @@ impl Replay {
     /// [`Code::Disconnected`] if there is none; [`Code::Timeout`] if it does not register.
     pub async fn dial(path: &Path) -> Result<Self, Error> {
         let stream = socket::connect_now(path, SocketType::STREAM)
-            .and_then(|stream| UnixStream::from_std(stream.into()))
+            .and_then(|stream| network(UnixStream::from_std(stream.into())?, Side::Client))
             .map_err(|error| Error::connect(path, &error))?;
         let stage = Rc::new(Stage::default());
-        let mut system = RpcSystem::new(network(stream, Side::Client), None);
+        let mut system = RpcSystem::new(stream, None);
         let program: wire::plugin_program::Client = system.bootstrap(Side::Server);
         let connection = tokio::task::spawn_local(async move { drop(system.await) });
         let mut request = program.attach_request();
@@ -173,7 +173,8 @@ impl Replay {
         let (stream, _) = listener.accept().await.map_err(fail)?;
         let stage = Rc::new(Stage::default());
         let host: wire::plugin_host::Client = capnp_rpc::new_client(Host(Rc::clone(&stage)));
-        let system = RpcSystem::new(network(stream, Side::Server), Some(host.client));
+        let network = network(stream, Side::Server).map_err(fail)?;
+        let system = RpcSystem::new(network, Some(host.client));
         let connection = tokio::task::spawn_local(async move { drop(system.await) });
         Self::ready(stage, connection).await
     }

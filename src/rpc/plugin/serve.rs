@@ -103,8 +103,12 @@ async fn accept(shared: Rc<Shared>, listener: UnixListener) {
 /// Serves a plugin that has dialled in, to the end of the connection.
 async fn converse(stream: UnixStream, shared: Rc<Shared>) {
     let host: wire::plugin_host::Client = capnp_rpc::new_client(Host::new(shared));
-    let system = RpcSystem::new(network(stream, Side::Server), Some(host.client));
-    if let Err(error) = system.await {
-        ::log::debug!("a plugin's connection ended: {error}");
+    match network(stream, Side::Server) {
+        Ok(network) => {
+            if let Err(error) = RpcSystem::new(network, Some(host.client)).await {
+                ::log::debug!("a plugin's connection ended: {error}");
+            }
+        }
+        Err(error) => ::log::warn!("cannot serve a plugin's connection: {error}"),
     }
 }
