@@ -3,7 +3,7 @@
 //! A target that calls again and again is best answered by a thread that waits
 //! in poll(2): the kernel then wakes it on the target's processor, which is about
 //! to be free. Where it waits in epoll_wait(2), as tokio does, that hint is lost,
-//! and it is woken on another one, which costs several calls.
+//! and it is woken on another one: that makes a call twice as dear.
 //!
 //! So before the event loop would wait, and while calls follow one another
 //! closely, the broker's thread waits here: in poll(2), for the listeners that
@@ -101,7 +101,7 @@ pub(super) fn before_park() {
 struct Linger {
     broker: Weak<Broker>,
     buffer: RefCell<kernel::Buffer>,
-    /// Ends a stay. It is set once for many calls: setting it costs half a call.
+    /// Ends a stay. It is set once for many calls, because that is a system call itself.
     timer: OwnedFd,
     /// When it does.
     until: Cell<Option<Instant>>,
