@@ -15,7 +15,7 @@ cargo = LIBSECCOMP_LINK_TYPE=static \
 	LIBSECCOMP_LIB_PATH="$$(dirname "$$(realpath "$$(cc -print-file-name=libseccomp.a)")")" \
 	cargo
 
-.PHONY: help deps build static-binary check test test-vm test-tracing schema demo bench install clean
+.PHONY: help deps build static-binary check test test-vm test-crio test-tracing schema demo bench install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,7 +42,7 @@ static-binary:
 check: ## format, lints, dependencies' licences and advisories, schema drift, house rules
 	@scripts/deps.sh build check
 	cargo fmt --check
-	$(cargo) clippy --locked --all-targets -- -D warnings
+	$(cargo) clippy --locked --all-targets --test real_crio -- -D warnings
 	$(cargo) test --locked --quiet --test schema --test house_rules
 	@scripts/deny.sh
 	@if command -v go >/dev/null; then scripts/go.sh vet ./... && (cd examples/plugins/go && go vet ./...); \
@@ -64,6 +64,14 @@ test-vm: ## tests of containers and cgroups in a virtual machine with cgroup v2 
 	@programs="$$($(cargo) test --locked --no-run --message-format=json $(addprefix --test ,$(VM_TESTS)) | \
 		sed -n 's|.*"kind":\["test"\].*"executable":"\([^"]*\)".*|\1|p')" && \
 	scripts/vm.sh "$(BINARY)" $$programs
+
+# The real CRI-O, in a version that scripts/crio.sh names; building it takes minutes, once.
+test-crio: ## podinit under the real CRI-O, asked by crictl as the kubelet would (root, go)
+	@scripts/deps.sh build test crio
+	@$(MAKE) --no-print-directory static-binary
+	PODINIT_CRIO="$$(scripts/crio.sh "$(CARGO_TARGET)/crio")" PODINIT_BINARY="$(abspath $(BINARY))" && \
+		export PODINIT_CRIO PODINIT_BINARY && $(cargo) test --locked --no-run --test real_crio && \
+		env --default-signal scripts/private-mounts.sh env $(cargo) test --locked --test real_crio
 
 # A debug build in a directory of its own: the feature is not in the released binary.
 test-tracing: ## spans of requests, with a real collector and the published Go client (root, go)

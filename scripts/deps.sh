@@ -3,7 +3,7 @@
 # nothing else. Presence is judged by the thing itself (a command, an archive),
 # not by a package database, so any way of having it will do.
 #
-#   scripts/deps.sh build|demo|test|vm|bench|check...
+#   scripts/deps.sh build|demo|test|vm|crio|bench|check...
 #
 # Debian and Ubuntu (apt-get) and Fedora and its kin (dnf) are known. Rust is
 # taken as given.
@@ -79,6 +79,14 @@ for purpose in "$@"; do
         need 'mmdebstrap, to make a root file system' mmdebstrap mmdebstrap has mmdebstrap
         need 'mke2fs, to make a disk of it' e2fsprogs e2fsprogs has mke2fs
         ;;
+    crio)
+        has go || die 'go is not in PATH. CRI-O is built with it (https://go.dev/dl).'
+        need 'a C compiler' gcc gcc has cc
+        need 'pkg-config, to find libseccomp' pkgconf pkgconf-pkg-config has pkg-config
+        need 'libseccomp' libseccomp-dev libseccomp-devel pkg-config --exists libseccomp
+        need 'conmon, for pods without a monitor of their own' conmon conmon has conmon
+        need 'script, for terminals' bsdutils util-linux-script has script
+        ;;
     bench)
         need 'crun, an OCI runtime' crun crun has crun
         need 'conmon, to compare with' conmon conmon has conmon
@@ -88,7 +96,7 @@ for purpose in "$@"; do
     check)
         need 'capnp, to compare the generated code' capnproto capnproto has capnp
         ;;
-    *) die "unknown purpose '$purpose': build, demo, test, vm, bench or check" ;;
+    *) die "unknown purpose '$purpose': build, demo, test, vm, crio, bench or check" ;;
     esac
 done
 

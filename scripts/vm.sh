@@ -14,7 +14,7 @@ set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${PODINIT_VM_DIR:-$here/../target/vm}
-timeout=${PODINIT_VM_TIMEOUT:-900}
+timeout=${PODINIT_VM_TIMEOUT:-1500}
 mirror=${PODINIT_VM_MIRROR:-http://deb.debian.org/debian}
 
 packages=systemd,systemd-sysv,dbus,crun,runc,busybox-static,util-linux,iproute2,kmod,strace,procps

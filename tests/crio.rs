@@ -7,11 +7,12 @@ mod common;
 use std::ffi::OsString;
 use std::fs;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{Options, Place, Pod, children_of, kill};
-use podinit::rpc::client::{CreateContainer, ExecRequest};
+use podinit::rpc::client::{Attach, CreateContainer, Deletion, ExecRequest, StdinEof};
 use rustix::fs::inotify;
 use serde_json::json;
 
@@ -53,6 +54,43 @@ impl Watcher {
             }
         }
     }
+}
+
+/// The Go client before 1.0, which CRI-O 1.36 has, gives the cgroup manager to the server, too.
+#[test]
+fn cgroup_manager_on_the_command_line_is_no_mistake() {
+    for arguments in [["--cgroup-manager", "cgroupfs"], ["-c", "systemd"]] {
+        let arguments = arguments.map(str::to_owned).to_vec();
+        let pod = Pod::start_in(Place::new(), Options { arguments, ..Options::default() });
+        // The requests say cgroupfs, and that counts.
+        pod.assert_serves("c");
+    }
+}
+
+/// CRI-O names `<run directory>/<container>/attach`, and makes no directory.
+#[test]
+fn directory_of_an_attach_socket_is_made_and_removed() {
+    let pod = Pod::start();
+    pod.run("c", "exec sleep 600");
+    let directory = pod.run_dir().join(pod.id("c"));
+    let request = Attach {
+        id: pod.id("c"),
+        socket_path: directory.join("attach"),
+        exec_session_id: String::new(),
+        stdin_eof: StdinEof::Keep,
+        replay_bytes: 0,
+    };
+    for _ in 0..2 {
+        pod.call(async |client| client.attach(&request).await).expect("attach");
+        assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+        // As a client does that leaves.
+        fs::remove_file(&request.socket_path).expect("a socket");
+    }
+    pod.call(async |client| client.attach(&request).await).expect("attach");
+    pod.call(async |client| client.stop_container(&pod.id("c"), 9, 0).await).expect("stop");
+    pod.wait("c");
+    pod.call(async |client| client.delete_container(&pod.id("c"), Deletion::Exited).await).expect("delete");
+    assert!(!directory.exists());
 }
 
 /// CRI-O waits for the file in the exits directory, then reads the other and looks for the OOM file.

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::{DEADLINE, Place, Pod, children_of, kill, pidfd, wait_readable, which};
+use common::{DEADLINE, Place, Pod, children_of, kill, pidfd, rounds, wait_readable, which};
 use podinit::rpc::client::{
     Code, CreateContainer, Deletion, Ended, EventKind, ExecOutcome, ExecRequest, LogLimits, LogRate,
     NamespaceKind, NamespaceSource, Phase, PodClient, SandboxRequest, Stdio, WhenFast, WhenStuck,
@@ -79,9 +79,8 @@ impl Random {
     }
 }
 
-const CONTAINERS: usize = 400;
-const EXECS: usize = 1600;
 const AT_ONCE: usize = 16;
+const EXECS_PER_CONTAINER: usize = 4;
 
 /// A peer lost one exit code in ten to whoever happened to wait at the time:
 /// each failing create waited for any child.
@@ -91,13 +90,13 @@ fn exit_codes_are_never_stolen() {
     pod.run("target", "exec sleep 3600");
     let mut random = Random::new();
     println!("seed {}", random.0);
-    let containers: Vec<_> = (0..CONTAINERS)
+    let containers: Vec<_> = (0..rounds(400))
         .map(|n| {
             let code = random.byte();
             (pod.container(&format!("c{n}"), &["sh", "-c", &format!("exit {code}")]), code)
         })
         .collect();
-    let execs: Vec<_> = (0..EXECS).map(|_| random.byte()).collect();
+    let execs: Vec<_> = (0..containers.len() * EXECS_PER_CONTAINER).map(|_| random.byte()).collect();
     let failing = pod.container("failing", &["no-such-command"]);
     let target = pod.id("target");
 
@@ -109,7 +108,7 @@ fn exit_codes_are_never_stolen() {
         let mut execs = execs.into_iter();
         for (request, code) in containers {
             work.push(Job::Container(Box::new(request), code));
-            work.extend(execs.by_ref().take(EXECS / CONTAINERS).map(Job::Exec));
+            work.extend(execs.by_ref().take(EXECS_PER_CONTAINER).map(Job::Exec));
         }
         let mut running = JoinSet::new();
         for job in work {
@@ -124,7 +123,7 @@ fn exit_codes_are_never_stolen() {
         is_done.set(true);
         failures.await.unwrap()
     });
-    assert!(failures > 50, "only {failures} creates failed beside the others");
+    assert!(failures > rounds(50), "only {failures} creates failed beside the others");
 }
 
 enum Job {
@@ -157,7 +156,7 @@ async fn do_job(client: PodClient, target: String, job: Job) {
 }
 
 /// Creates that fail in the OCI runtime, one after the other, until told to end; answers how many.
-async fn fail_creates(client: PodClient, request: CreateContainer, is_done: Rc<Cell<bool>>) -> u32 {
+async fn fail_creates(client: PodClient, request: CreateContainer, is_done: Rc<Cell<bool>>) -> usize {
     let mut failures = 0;
     while !is_done.get() {
         let error = client.create_container(&request).await.unwrap_err();
@@ -186,12 +185,11 @@ fn numbered_text(bytes: usize) -> Vec<u8> {
 /// the container had gone.
 #[test]
 fn last_byte_before_the_exit_is_in_the_log() {
-    const RUNS: usize = 20;
     let pod = Pod::start();
     for kib in [1, 8, 32, 64, 256, 1024] {
         let text = numbered_text(kib << 10);
         pod.place.rootfs_file("text", &text);
-        let names: Vec<_> = (0..RUNS).map(|run| format!("k{kib}r{run}")).collect();
+        let names: Vec<_> = (0..rounds(20)).map(|run| format!("k{kib}r{run}")).collect();
         let requests: Vec<_> = names.iter().map(|name| pod.container(name, &["cat", "/text"])).collect();
         pod.call(async |client| {
             let mut running = JoinSet::new();
@@ -223,7 +221,7 @@ fn last_byte_of_an_exec_is_in_its_answer() {
     let text = numbered_text(1 << 20);
     pod.place.rootfs_file("text", &text);
     pod.run("c", "exec sleep 600");
-    for _ in 0..20 {
+    for _ in 0..rounds(20) {
         let got = pod.exec("c", "exec cat /text");
         assert!(got.stdout == text, "{} of {} bytes", got.stdout.len(), text.len());
     }
@@ -649,7 +647,7 @@ fn interrupt_ends_processes_and_writes_exit_files() {
 
 #[test]
 fn launcher_returns_when_the_socket_is_served() {
-    for _ in 0..20 {
+    for _ in 0..rounds(20) {
         let place = Place::new();
         let run_dir = place.path("run");
         let output = common::serve(&place, &run_dir, &which("crun"), &common::Options::default());

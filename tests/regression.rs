@@ -245,7 +245,8 @@ fn daemons_die_with_their_exec(runtime: &str) {
     let daemon =
         "(setsid sh -c '(setsid sleep 601 &) ; exec sleep 602' &); touch /tmp/started; exec sleep 603";
     let script = format!("until [ -e /tmp/go ]; do sleep 0.05; done; {daemon}");
-    let request = ExecRequest { timeout_ms: 8000, ..exec_request(&pod, &script) };
+    let timeout_ms = if common::is_emulated() { 40_000 } else { 8000 };
+    let request = ExecRequest { timeout_ms, ..exec_request(&pod, &script) };
     let result = pod.call(async |client| {
         let mut exec = std::pin::pin!(client.exec(&request));
         let meanwhile = async {
@@ -360,7 +361,7 @@ fn attach_socket_that_a_client_removed_is_made_again() {
         stdin_eof: StdinEof::Keep,
         replay_bytes: 0,
     };
-    for _ in 0..20 {
+    for _ in 0..common::rounds(20) {
         pod.call(async |client| client.attach(&request).await).expect("attach");
         let mode = fs::metadata(&path).expect("a socket").permissions().mode();
         assert_eq!(mode & 0o077, 0, "{mode:o}");

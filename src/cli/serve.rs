@@ -145,6 +145,10 @@ pub struct Args {
     #[arg(long, env = "PODINIT_PLUGIN_DIR", value_parser = path, value_name = "DIR")]
     plugin_dir: Option<Setting<PathBuf>>,
 
+    /// The clients before conmon-rs 1.0 always pass it; every request says it anyway.
+    #[arg(long, short = 'c', hide = true, value_name = "systemd|cgroupfs")]
+    cgroup_manager: Option<String>,
+
     /// Stay in the foreground; no pidfile is written then.
     #[arg(long, env = "CONMON_SKIP_FORK", action = ArgAction::SetTrue, value_parser = switch)]
     skip_fork: bool,
@@ -309,6 +313,17 @@ mod tests {
         assert_eq!(config.runtime_root.as_deref(), Some(Path::new("/run/r")));
         assert_eq!((config.log_level, config.log_sink), (LogLevel::Debug, LogSink::Stdout));
         assert_eq!(config.create_timeout, CREATE_TIMEOUT);
+    }
+
+    /// CRI-O 1.36 and before has a client of that line.
+    #[test]
+    fn command_line_of_the_go_client_before_1_0_is_understood() {
+        let line = "--runtime /bin/sh --runtime-dir /run/x --log-level debug --log-driver none \
+                    --cgroup-manager cgroupfs";
+        for line in [line.to_owned(), line.replace("--cgroup-manager cgroupfs", "-c systemd")] {
+            let config = parse(&line.split_whitespace().collect::<Vec<_>>()).unwrap().config().unwrap();
+            assert_eq!(config.run_dir, Path::new("/run/x"));
+        }
     }
 
     #[test]

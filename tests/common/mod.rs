@@ -48,6 +48,23 @@ pub use notified::{eventually, profile};
 /// Bound on every wait.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Whether this machine is the emulated one of `make test-vm`, on which everything takes many
+/// times as long.
+pub fn is_emulated() -> bool {
+    std::env::var_os("PODINIT_VM").is_some()
+}
+
+/// A bound on waits that an emulated machine needs longer for.
+fn bound(deadline: Duration) -> Duration {
+    if is_emulated() { deadline * 5 } else { deadline }
+}
+
+/// How often to do what is done many times over to find a rare fault: a tenth on an emulated
+/// machine, whose subject is not how often.
+pub fn rounds(number: usize) -> usize {
+    if is_emulated() { number.div_ceil(10) } else { number }
+}
+
 /// What containers run: applets of the busybox in their root file system.
 const APPLETS: [&str; 25] = [
     "cat", "cp", "dd", "echo", "false", "head", "hostname", "ip", "kill", "ls", "md5sum", "mkdir", "ps",
@@ -142,7 +159,8 @@ impl Place {
     }
 }
 
-fn make_rootfs(path: &Path) {
+/// A root file system of a static busybox.
+pub fn make_rootfs(path: &Path) {
     for dir in ["bin", "proc", "dev", "sys", "tmp"] {
         fs::create_dir_all(path.join(dir)).unwrap();
     }
@@ -241,7 +259,7 @@ impl Pod {
     pub fn call_within<T>(&self, deadline: Duration, request: impl AsyncFnOnce(PodClient) -> T) -> T {
         let client = self.client.borrow();
         client.call(async |pod| {
-            let answer = tokio::time::timeout(deadline, request(pod.clone())).await;
+            let answer = tokio::time::timeout(bound(deadline), request(pod.clone())).await;
             answer.expect("an answer before the deadline")
         })
     }
@@ -471,7 +489,7 @@ pub fn pidfd(pid: u32) -> Option<OwnedFd> {
 /// Waits until a descriptor is readable (a pidfd: until the process has ended); false at the deadline.
 pub fn wait_readable(fd: impl AsFd) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let limit = Timespec { tv_sec: DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
+    let limit = Timespec { tv_sec: bound(DEADLINE).as_secs().cast_signed(), tv_nsec: 0 };
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     poll(&mut fds, Some(&limit)).expect("poll") == 1
 }

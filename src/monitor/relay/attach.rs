@@ -58,7 +58,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType};
 
@@ -93,6 +93,8 @@ struct Point {
     listener: Watched,
     path: PathBuf,
     identity: Option<(u64, u64)>,
+    /// Its directory was made for it.
+    owns_directory: bool,
     stdin_end: StdinEnd,
     replay: usize,
     /// No accept before this.
@@ -104,6 +106,10 @@ impl Drop for Point {
         // Somebody may have put another file there.
         if self.identity.is_some() && identity_at(&self.path) == self.identity {
             let _gone = rustix::fs::unlink(&self.path);
+        }
+        if let (true, Some(directory)) = (self.owns_directory, self.path.parent()) {
+            // Not if it has come to hold anything else.
+            let _gone = rustix::fs::rmdir(directory);
         }
     }
 }
@@ -160,11 +166,12 @@ impl Door {
             Err(_) => {}
         }
         let failed = |source: io::Error| RelayError::Socket { path: path.clone(), source };
+        let owns_directory = make_directory_of(&path).map_err(failed)?;
         let socket = crate::sys::socket::listen(&path, SocketType::SEQPACKET, BACKLOG).map_err(failed)?;
         let listener = Watched::new(poll, socket, self.next_token()).map_err(failed)?;
         let identity = identity_at(&path);
         let paused_until = None;
-        let mut point = Point { listener, path, identity, stdin_end, replay, paused_until };
+        let mut point = Point { listener, path, identity, owns_directory, stdin_end, replay, paused_until };
         let watched = point.listener.set(EventFlags::IN);
         watched.map_err(|errno| RelayError::Socket { path: point.path.clone(), source: errno.into() })?;
         self.points.push(point);
@@ -368,6 +375,19 @@ fn take_replay(client: &mut Client) {
         Some(Ok(output)) => client.replayed(&output),
         Some(Err(why)) => client.give_up_replay(&why),
         None => {}
+    }
+}
+
+/// Makes the directory that the socket shall be in, unless it is there; says whether it did.
+/// CRI-O names one of the container's own below the run directory, and leaves it to the monitor.
+fn make_directory_of(path: &Path) -> io::Result<bool> {
+    let Some(directory) = path.parent() else { return Ok(false) };
+    match rustix::fs::mkdir(directory, Mode::RWXU) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        // A relative path in the working directory has an empty parent, which is there.
+        Err(_) if directory.as_os_str().is_empty() => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 
