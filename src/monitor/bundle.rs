@@ -86,8 +86,7 @@ pub(super) fn read(bundle: &Path) -> Result<Map<String, Value>, Error> {
 fn read_text(bundle: &Path) -> Result<Vec<u8>, Error> {
     let fail = |source| Error::Bundle { path: bundle.to_owned(), source };
     let file = fs::File::open(bundle.join("config.json")).map_err(fail)?;
-    // As much as most have, for one read.
-    let mut text = Vec::with_capacity(16 << 10);
+    let mut text = Vec::new();
     file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text).map_err(fail)?;
     if text.len() as u64 > CONFIG_BYTES_MAX {
         return Err(fail(io::Error::new(io::ErrorKind::InvalidData, "config.json is too large")));

@@ -1,7 +1,7 @@
 //! The memory cgroup of a container and what it counts, on cgroup v1 and v2.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::monitor::error::Error;
@@ -100,8 +100,8 @@ impl Membership {
     /// # Errors
     /// What reading /proc says.
     pub(super) fn of(pid: u32) -> io::Result<Self> {
-        let theirs = read_virtual(format!("/proc/{pid}/cgroup"))?;
-        Ok(Self { theirs, ours: read_virtual("/proc/self/cgroup")? })
+        let theirs = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        Ok(Self { theirs, ours: fs::read_to_string("/proc/self/cgroup")? })
     }
 
     /// The directory of the cgroup in which it is and this process is not: in v1's
@@ -117,7 +117,8 @@ impl Membership {
 /// # Errors
 /// What could not be read or written, with the file.
 pub fn follow(leader: u32, mounts: &Mounts) -> Result<(), Error> {
-    let read = |path: &str| read_virtual(path).map_err(|error| Error::io(format!("read {path}"), error));
+    let read =
+        |path: &str| fs::read_to_string(path).map_err(|error| Error::io(format!("read {path}"), error));
     let theirs = read(&format!("/proc/{leader}/cgroup"))?;
     let ours = read("/proc/self/cgroup")?;
     if theirs == ours {
@@ -153,19 +154,8 @@ fn directory_apart(theirs: &str, ours: &str, mounts: &Mounts, controller: Option
     if is_shared { None } else { directory_of_line(line, mounts) }
 }
 
-/// Reads a file of /proc or of a cgroup. They do not tell their lengths, so that
-/// `fs::read_to_string` takes many small bites.
-///
-/// # Errors
-/// What open(2) and read(2) say.
-pub(super) fn read_virtual(path: impl AsRef<Path>) -> io::Result<String> {
-    let mut text = String::with_capacity(4096);
-    fs::File::open(path)?.read_to_string(&mut text)?;
-    Ok(text)
-}
-
 pub(super) fn read_oom_kills(file: &Path) -> Option<u64> {
-    oom_kill_field(&read_virtual(file).ok()?)
+    oom_kill_field(&fs::read_to_string(file).ok()?)
 }
 
 /// The value of the line `oom_kill N`.

@@ -7,8 +7,6 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use crate::monitor::cgroup::read_virtual;
-
 /// Rounds of looking for new descendants: each stops what it finds, so a program
 /// would have to fork faster than /proc is read, several times in a row, to escape.
 const ROUNDS: usize = 8;
@@ -82,7 +80,7 @@ pub(super) fn children(pid: u32) -> Vec<u32> {
 /// When process `pid` was started, in clock ticks since boot: with the pid it
 /// names a process for ever.
 pub(super) fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = read_virtual(format!("/proc/{pid}/stat")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // proc(5): field 22; the state, which follows the name, is field 3.
     stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().nth(19)?.parse().ok()
 }
@@ -96,7 +94,7 @@ struct Relations {
 
 impl Relations {
     fn of(pid: u32) -> io::Result<Option<Self>> {
-        Ok(Self::parse(pid, &read_virtual(format!("/proc/{pid}/stat"))?))
+        Ok(Self::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat"))?))
     }
 
     /// proc(5): `pid (comm) state ppid pgrp session …`; comm may hold anything.
