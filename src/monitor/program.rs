@@ -34,12 +34,12 @@ const MOUNTS_MAX: usize = 4;
 #[derive(Debug)]
 pub(super) struct Program {
     path: PathBuf,
-    copies: RefCell<Vec<Copy>>,
+    known: RefCell<Vec<Resolved>>,
 }
 
 /// What the path meant once, and how to execute that.
 #[derive(Debug)]
-struct Copy {
+struct Resolved {
     identity: (u64, u64),
     /// `None` if it is to be executed by its path.
     mounted: Option<(OwnedFd, OsString)>,
@@ -48,7 +48,7 @@ struct Copy {
 impl Program {
     /// The program at `path`. Nothing is mounted before its first use.
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, copies: RefCell::default() }
+        Self { path, known: RefCell::default() }
     }
 
     /// Where it is.
@@ -60,18 +60,18 @@ impl Program {
     pub(super) fn command(&self) -> Command {
         let Ok(found) = fs::metadata(&self.path) else { return Command::new(&self.path) };
         let identity = (found.dev(), found.ino());
-        let mut copies = self.copies.borrow_mut();
-        if copies.last().is_none_or(|copy| copy.identity != identity) {
+        let mut known = self.known.borrow_mut();
+        if known.last().is_none_or(|last| last.identity != identity) {
             let mounted = Self::mount(&self.path).unwrap_or_else(|error| {
                 ::log::info!("{} is executed as it is: {error}", self.path.display());
                 None
             });
-            if copies.len() == MOUNTS_MAX {
-                copies.remove(0);
+            if known.len() == MOUNTS_MAX {
+                known.remove(0);
             }
-            copies.push(Copy { identity, mounted });
+            known.push(Resolved { identity, mounted });
         }
-        let Some((directory, name)) = copies.last().and_then(|copy| copy.mounted.as_ref()) else {
+        let Some((directory, name)) = known.last().and_then(|last| last.mounted.as_ref()) else {
             return Command::new(&self.path);
         };
         // By the directory, so that the process is called as the program is, not by a number.
@@ -144,7 +144,7 @@ mod tests {
                 format!("{generation}\n")
             );
         }
-        assert!(program.copies.borrow().len() <= MOUNTS_MAX);
+        assert!(program.known.borrow().len() <= MOUNTS_MAX);
     }
 
     #[test]
