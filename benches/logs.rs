@@ -30,7 +30,6 @@ use std::time::{Duration, Instant};
 
 use podinit::limits::LOG_RECORD_BYTES_MAX;
 use podinit::monitor::log::cri::OVERHEAD_BYTES;
-use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
 use podinit::monitor::relay::{Open, Output, Relay, StreamId};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
@@ -120,7 +119,7 @@ fn fairness(directory: &Path) {
     let mut containers: Vec<(StreamId, Child)> = (0..CONTAINERS)
         .map(|number| {
             let path = work.path().join(format!("{number}.log"));
-            let config = LogConfig { kind: LogKind::Cri, path, size_max: 0, file: FileOptions::default() };
+            let config = LogConfig::new(LogKind::Cri, path);
             let (stdout, out) = rustix::pipe::pipe().unwrap();
             let (stderr, err) = rustix::pipe::pipe().unwrap();
             let logs = LogSet::open(&[config]).unwrap();
@@ -260,13 +259,7 @@ fn copy(directory: &Path, source: &Source) -> Measured {
 fn relay(directory: &Path, source: &Source) -> Measured {
     let path = directory.join("podinit.log");
     let relay = Relay::start().unwrap();
-    let logs = LogSet::open(&[LogConfig {
-        kind: LogKind::Cri,
-        path: path.clone(),
-        size_max: 0,
-        file: FileOptions::default(),
-    }])
-    .unwrap();
+    let logs = LogSet::open(&[LogConfig::new(LogKind::Cri, path.clone())]).unwrap();
     let cpu_before = own_cpu();
     let start = Instant::now();
     let (out_read, out_write) = rustix::pipe::pipe().unwrap();

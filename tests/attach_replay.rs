@@ -6,8 +6,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
@@ -16,8 +15,10 @@ use podinit::monitor::relay::{
 };
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketType};
 
-/// Long enough for a loaded machine; no test waits that long when all is well.
-const DEADLINE: Duration = Duration::from_secs(60);
+#[path = "common/asked.rs"]
+mod asked;
+
+use asked::{answer, stats, wait_for_stats};
 
 /// A relay with one container that the test plays.
 struct Fixture {
@@ -60,25 +61,17 @@ impl Fixture {
     }
 
     fn stats(&self) -> StreamStats {
-        let (reply, stats) = channel();
-        self.relay.stats(self.id, Box::new(move |answer| reply.send(answer).unwrap()));
-        stats.recv_timeout(DEADLINE).unwrap().unwrap()
+        stats(&self.relay, self.id)
     }
 
     fn wait_for_stats(&self, what: &str, reached: impl Fn(&StreamStats) -> bool) {
-        let until = Instant::now() + DEADLINE;
-        while !reached(&self.stats()) {
-            assert!(Instant::now() < until, "{what}: {:?}", self.stats());
-            std::thread::yield_now();
-        }
+        wait_for_stats(&self.relay, self.id, what, reached);
     }
 
     fn try_attach(&self, replay: usize, stdin_end: StdinEnd) -> Result<Client, RelayError> {
         let path = self.directory.path().join("attach");
-        let (reply, made) = channel();
         let attach = Attach { path: path.clone(), stdin_end, replay };
-        self.relay.attach(self.id, attach, Box::new(move |answer| reply.send(answer).unwrap()));
-        made.recv_timeout(DEADLINE).unwrap()?;
+        answer(|reply| self.relay.attach(self.id, attach, reply))?;
         let before = self.stats().clients;
         let client = Client { socket: podinit::sys::socket::connect(&path, SocketType::SEQPACKET).unwrap() };
         self.wait_for_stats("accepted", |stats| stats.clients > before);
@@ -91,9 +84,7 @@ impl Fixture {
 
     fn exit(&mut self) -> Drained {
         (self.stdout, self.stderr) = (None, None);
-        let (reply, drained) = channel();
-        self.relay.finish(self.id, Duration::from_millis(500), Box::new(move |end| reply.send(end).unwrap()));
-        drained.recv_timeout(DEADLINE).unwrap()
+        answer(|reply| self.relay.finish(self.id, Duration::from_millis(500), reply))
     }
 }
 

@@ -9,17 +9,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use podinit::limits::LOG_RECORD_BYTES_MAX;
 use podinit::monitor::log::limit::{LogLimits, Rate, WhenFast, WhenStuck};
-use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
 use podinit::monitor::relay::{Attach, Drained, Open, Output, Relay, StdinEnd, StreamId, StreamStats};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketType};
 
-/// Long enough for a loaded machine; no test waits that long when all is well.
-const DEADLINE: Duration = Duration::from_secs(60);
+#[path = "common/asked.rs"]
+mod asked;
+
+use asked::{DEADLINE, answer, stats, wait_for_stats};
+
 const GRACE: Duration = Duration::from_millis(500);
 
 /// A relay with one container that the test plays.
@@ -40,10 +42,16 @@ impl Fixture {
     fn with(size_max: u64, capture_max: Option<usize>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ctr.log");
-        let logs =
-            LogSet::open(&[LogConfig { kind: LogKind::Cri, path, size_max, file: FileOptions::default() }])
-                .unwrap();
+        let logs = LogSet::open(&[LogConfig { size_max, ..LogConfig::new(LogKind::Cri, path) }]).unwrap();
         Self::with_logs(directory, logs, capture_max)
+    }
+
+    /// With a log that is a link to a file on `disk`.
+    fn on(disk: &SmallDisk) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ctr.log");
+        std::os::unix::fs::symlink(disk.path().join("ctr.log"), &path).unwrap();
+        Self::with_logs(directory, LogSet::open(&[LogConfig::new(LogKind::Cri, path)]).unwrap(), None)
     }
 
     fn with_logs(directory: tempfile::TempDir, logs: LogSet, capture_max: Option<usize>) -> Self {
@@ -73,39 +81,23 @@ impl Fixture {
     }
 
     fn finish(&self, grace: Duration) -> Drained {
-        let (reply, drained) = channel();
-        self.relay.finish(self.id, grace, Box::new(move |end| reply.send(end).unwrap()));
-        drained.recv_timeout(DEADLINE).unwrap()
+        answer(|reply| self.relay.finish(self.id, grace, reply))
     }
 
     fn stats(&self) -> StreamStats {
-        let (reply, stats) = channel();
-        self.relay.stats(self.id, Box::new(move |answer| reply.send(answer).unwrap()));
-        stats.recv_timeout(DEADLINE).unwrap().unwrap()
+        stats(&self.relay, self.id)
     }
 
     fn wait_for_stats(&self, what: &str, reached: impl Fn(&StreamStats) -> bool) -> StreamStats {
-        let until = Instant::now() + DEADLINE;
-        loop {
-            let stats = self.stats();
-            if reached(&stats) {
-                return stats;
-            }
-            assert!(Instant::now() < until, "{what}: {stats:?}");
-            std::thread::yield_now();
-        }
+        wait_for_stats(&self.relay, self.id, what, reached)
     }
 
     fn reopen(&self) {
-        let (reply, reopened) = channel();
-        self.relay.reopen_logs(self.id, Box::new(move |answer| reply.send(answer).unwrap()));
-        reopened.recv_timeout(DEADLINE).unwrap().unwrap();
+        answer(|reply| self.relay.reopen_logs(self.id, reply)).unwrap();
     }
 
     fn limit(&self, limits: LogLimits) {
-        let (reply, set) = channel();
-        self.relay.set_limits(self.id, limits, Box::new(move |answer| reply.send(answer).unwrap()));
-        set.recv_timeout(DEADLINE).unwrap().unwrap();
+        answer(|reply| self.relay.set_limits(self.id, limits, reply)).unwrap();
     }
 
     fn attach(&self, stop_after_stdin_eof: bool) -> Client {
@@ -120,14 +112,12 @@ impl Fixture {
     }
 
     fn make_socket(&self, path: &Path, stop_after_stdin_eof: bool) {
-        let (reply, made) = channel();
         let attach = Attach {
             path: path.to_owned(),
             stdin_end: StdinEnd::of_request(stop_after_stdin_eof),
             replay: 0,
         };
-        self.relay.attach(self.id, attach, Box::new(move |answer| reply.send(answer).unwrap()));
-        made.recv_timeout(DEADLINE).unwrap().unwrap();
+        answer(|reply| self.relay.attach(self.id, attach, reply)).unwrap();
     }
 }
 
@@ -225,8 +215,7 @@ fn log_file_is_private_and_appended_to() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ctr.log");
     std::fs::write(&path, "2026-01-01T00:00:00.000000000Z stdout F before\n").unwrap();
-    let config =
-        LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 0, file: FileOptions::default() };
+    let config = LogConfig::new(LogKind::Cri, path.clone());
     let mut fixture = Fixture::with_logs(directory, LogSet::open(&[config]).unwrap(), None);
     fixture.out().write_all(b"after\n").unwrap();
     fixture.exit();
@@ -340,13 +329,7 @@ fn terminal_output_and_input_go_through_the_master() {
     use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ctr.log");
-    let logs = LogSet::open(&[LogConfig {
-        kind: LogKind::Cri,
-        path: path.clone(),
-        size_max: 0,
-        file: FileOptions::default(),
-    }])
-    .unwrap();
+    let logs = LogSet::open(&[LogConfig::new(LogKind::Cri, path.clone())]).unwrap();
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
@@ -412,13 +395,7 @@ fn full_disk_holds_the_container_back_and_nothing_is_lost_once_there_is_room() {
     let filler = disk.path().join("filler");
     std::fs::write(&filler, vec![0; (4 << 20) - (40 << 10)]).unwrap();
     let path = disk.path().join("ctr.log");
-    let logs = LogSet::open(&[LogConfig {
-        kind: LogKind::Cri,
-        path: path.clone(),
-        size_max: 0,
-        file: FileOptions::default(),
-    }])
-    .unwrap();
+    let logs = LogSet::open(&[LogConfig::new(LogKind::Cri, path.clone())]).unwrap();
     let mut fixture = Fixture::with_logs(directory, logs, None);
 
     let out = lines(1 << 20);
@@ -441,12 +418,7 @@ fn disk_that_stays_full_delays_the_end_by_the_grace_only_and_the_loss_is_told() 
     let disk = SmallDisk::new(64 << 10);
     let configs = ["full.log", "good.log"].map(|name| {
         let directory = if name == "full.log" { disk.path() } else { directory.path() };
-        LogConfig {
-            kind: LogKind::Cri,
-            path: directory.join(name),
-            size_max: 0,
-            file: FileOptions::default(),
-        }
+        LogConfig::new(LogKind::Cri, directory.join(name))
     });
     let mut fixture = Fixture::with_logs(directory, LogSet::open(&configs).unwrap(), None);
     let out = lines(200 << 10);
@@ -467,18 +439,9 @@ fn disk_that_stays_full_delays_the_end_by_the_grace_only_and_the_loss_is_told() 
 
 #[test]
 fn record_cut_by_a_full_disk_is_whole_in_the_file_that_is_opened_next() {
-    let directory = tempfile::tempdir().unwrap();
     let disk = SmallDisk::new(64 << 10);
-    let path = directory.path().join("ctr.log");
-    std::os::unix::fs::symlink(disk.path().join("ctr.log"), &path).unwrap();
-    let logs = LogSet::open(&[LogConfig {
-        kind: LogKind::Cri,
-        path: path.clone(),
-        size_max: 0,
-        file: FileOptions::default(),
-    }])
-    .unwrap();
-    let mut fixture = Fixture::with_logs(directory, logs, None);
+    let mut fixture = Fixture::on(&disk);
+    let path = fixture.log_path();
     let out = lines(150 << 10);
     fixture.out().write_all(&out).unwrap();
     fixture.wait_for_stats("blocked", |stats| stats.write_errors > 0);
@@ -500,13 +463,7 @@ fn fifo_that_nobody_reads_is_a_log_that_waits() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("fifo");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
-    let logs = LogSet::open(&[LogConfig {
-        kind: LogKind::Cri,
-        path: path.clone(),
-        size_max: 0,
-        file: FileOptions::default(),
-    }])
-    .unwrap();
+    let logs = LogSet::open(&[LogConfig::new(LogKind::Cri, path.clone())]).unwrap();
     let mut fixture = Fixture::with_logs(directory, logs, None);
     let out = lines(300_000);
     let (mut stdout, bytes) = (fixture.stdout.take().unwrap(), out.clone());
@@ -528,18 +485,9 @@ fn fifo_that_nobody_reads_is_a_log_that_waits() {
 
 #[test]
 fn full_disk_drops_only_what_the_buffer_cannot_hold_if_the_container_shall_not_wait() {
-    let directory = tempfile::tempdir().unwrap();
     let disk = SmallDisk::new(64 << 10);
-    let path = directory.path().join("ctr.log");
-    std::os::unix::fs::symlink(disk.path().join("ctr.log"), &path).unwrap();
-    let logs = LogSet::open(&[LogConfig {
-        kind: LogKind::Cri,
-        path: path.clone(),
-        size_max: 0,
-        file: FileOptions::default(),
-    }])
-    .unwrap();
-    let mut fixture = Fixture::with_logs(directory, logs, None);
+    let mut fixture = Fixture::on(&disk);
+    let path = fixture.log_path();
     fixture.limit(LogLimits { when_stuck: WhenStuck::DropNewest, ..LogLimits::default() });
     let out = lines(4 << 20);
     fixture.out().write_all(&out).unwrap();
@@ -705,10 +653,8 @@ fn attach_socket_is_private_made_again_and_never_replaces_a_file() {
 
     let file = long.join("file");
     std::fs::write(&file, "precious").unwrap();
-    let (reply, made) = channel();
     let attach = Attach { path: file.clone(), stdin_end: StdinEnd::Keep, replay: 0 };
-    fixture.relay.attach(fixture.id, attach, Box::new(move |answer| reply.send(answer).unwrap()));
-    assert!(made.recv_timeout(DEADLINE).unwrap().is_err());
+    assert!(answer(|reply| fixture.relay.attach(fixture.id, attach, reply)).is_err());
     fixture.exit();
     assert!(!path.exists());
     assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
@@ -720,9 +666,7 @@ fn finished_stream_is_forgotten_and_its_descriptors_are_closed() {
     let mut still_held = fixture.stdout.take().unwrap();
     assert!(!fixture.finish(Duration::ZERO).complete);
     assert_eq!(still_held.write(b"late").unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
-    let (reply, stats) = channel();
-    fixture.relay.stats(fixture.id, Box::new(move |answer| reply.send(answer).unwrap()));
-    assert_eq!(stats.recv_timeout(DEADLINE).unwrap(), None);
+    assert_eq!(answer(|reply| fixture.relay.stats(fixture.id, reply)), None);
 }
 
 #[test]
@@ -730,9 +674,7 @@ fn abandoned_stream_leaves_no_log() {
     let fixture = Fixture::new();
     assert!(fixture.log_path().exists());
     fixture.relay.abandon(fixture.id);
-    let (reply, stopped) = channel();
-    fixture.relay.stop(Box::new(move |()| reply.send(()).unwrap()));
-    stopped.recv_timeout(DEADLINE).unwrap();
+    answer(|reply| fixture.relay.stop(reply));
     assert!(!fixture.log_path().exists());
 }
 
@@ -740,9 +682,7 @@ fn abandoned_stream_leaves_no_log() {
 fn relay_that_stops_writes_what_it_has_read_and_what_is_in_the_pipes() {
     let mut fixture = Fixture::new();
     fixture.out().write_all(&lines(60_000)).unwrap();
-    let (reply, stopped) = channel();
-    fixture.relay.stop(Box::new(move |()| reply.send(()).unwrap()));
-    stopped.recv_timeout(DEADLINE).unwrap();
+    answer(|reply| fixture.relay.stop(reply));
     assert!(payload(&fixture.log_path(), "stdout") == lines(60_000));
 }
 

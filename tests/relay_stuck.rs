@@ -10,20 +10,19 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use podinit::monitor::log::limit::{LogLimits, WhenStuck};
-use podinit::monitor::log::options::FileOptions;
 use podinit::monitor::log::{LogConfig, LogKind, LogSet};
 use podinit::monitor::relay::{
     Attach, Drained, Notice, Open, Output, Relay, StdinEnd, StreamId, StreamStats,
 };
 use rustix::net::SocketType;
 
+#[path = "common/asked.rs"]
+mod asked;
 #[path = "common/fuse.rs"]
 mod fuse;
 
+use asked::{DEADLINE, answer, stats, wait_for_stats};
 use fuse::SlowDisk;
-
-/// Long enough for a loaded machine; no test waits that long when all is well.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A container that the test plays.
 struct Container<'a> {
@@ -34,8 +33,7 @@ struct Container<'a> {
 
 impl<'a> Container<'a> {
     fn new(relay: &'a Relay, log: &Path) -> Self {
-        let config =
-            LogConfig { kind: LogKind::Cri, path: log.to_owned(), size_max: 0, file: FileOptions::default() };
+        let config = LogConfig::new(LogKind::Cri, log.to_owned());
         let logs = LogSet::open(&[config]).unwrap();
         let (stdout, out) = rustix::pipe::pipe().unwrap();
         let (stderr, _err) = rustix::pipe::pipe().unwrap();
@@ -49,38 +47,24 @@ impl<'a> Container<'a> {
     }
 
     fn stats(&self) -> StreamStats {
-        let (reply, stats) = channel();
-        self.relay.stats(self.id, Box::new(move |answer| reply.send(answer).unwrap()));
-        stats.recv_timeout(DEADLINE).unwrap().unwrap()
+        stats(self.relay, self.id)
     }
 
     fn wait_for_lines(&self, count: u64) {
-        self.wait_for(|stats| stats.stdout.lines >= count);
+        self.wait_for("lines", |stats| stats.stdout.lines >= count);
     }
 
-    fn wait_for(&self, reached: impl Fn(&StreamStats) -> bool) -> StreamStats {
-        let until = Instant::now() + DEADLINE;
-        loop {
-            let stats = self.stats();
-            if reached(&stats) {
-                return stats;
-            }
-            assert!(Instant::now() < until, "{stats:?}");
-            std::thread::yield_now();
-        }
+    fn wait_for(&self, what: &str, reached: impl Fn(&StreamStats) -> bool) -> StreamStats {
+        wait_for_stats(self.relay, self.id, what, reached)
     }
 
     fn limit(&self, limits: LogLimits) {
-        let (reply, set) = channel();
-        self.relay.set_limits(self.id, limits, Box::new(move |answer| reply.send(answer).unwrap()));
-        set.recv_timeout(DEADLINE).unwrap().unwrap();
+        answer(|reply| self.relay.set_limits(self.id, limits, reply)).unwrap();
     }
 
     fn exit(mut self, grace: Duration) -> Drained {
         self.stdout = None;
-        let (reply, drained) = channel();
-        self.relay.finish(self.id, grace, Box::new(move |end| reply.send(end).unwrap()));
-        drained.recv_timeout(DEADLINE).unwrap()
+        answer(|reply| self.relay.finish(self.id, grace, reply))
     }
 }
 
@@ -139,10 +123,8 @@ fn others_are_read_asked_attached_and_ended_while_a_log_is_stuck_and_it_loses_no
     other.wait_for_lines(100);
     assert_eq!(stuck.stats().stdout.bytes, 4);
     let path = scene.path("attach");
-    let (reply, made) = channel();
     let attach = Attach { path: path.clone(), stdin_end: StdinEnd::Keep, replay: 0 };
-    scene.relay.attach(stuck.id, attach, Box::new(move |answer| reply.send(answer).unwrap()));
-    made.recv_timeout(DEADLINE).unwrap().unwrap();
+    answer(|reply| scene.relay.attach(stuck.id, attach, reply)).unwrap();
     podinit::sys::socket::connect(&path, SocketType::SEQPACKET).unwrap();
     assert!(other.exit(DEADLINE).complete);
     assert_eq!(lines(&std::fs::read(scene.path("other.log")).unwrap()).len(), 100);
@@ -170,14 +152,12 @@ fn log_that_stays_stuck_delays_an_end_for_a_while_and_says_later_what_is_missing
     assert_eq!(drained.stats.stdout.dropped, 8);
 
     scene.disk.release();
-    let (reply, stopped) = channel();
     let until = Instant::now() + DEADLINE;
     while lines_so_far(&scene.disk) < 2 {
         assert!(Instant::now() < until);
         std::thread::yield_now();
     }
-    scene.relay.stop(Box::new(move |()| reply.send(()).unwrap()));
-    stopped.recv_timeout(DEADLINE).unwrap();
+    answer(|reply| scene.relay.stop(reply));
     let log = String::from_utf8(scene.disk.content()).unwrap();
     assert!(log.contains(" stdout F one\n"), "{log}");
     assert!(log.contains(" stdout F:gap podinit: 8 bytes in 2 lines of stdout are missing: "), "{log}");
@@ -232,10 +212,10 @@ fn container_that_shall_not_wait_goes_on_and_the_log_tells_what_it_lost() {
             container.print(&line(number));
             printed += line(number).len() as u64;
         }
-        let stats = container.wait_for(|stats| stats.stdout.bytes == printed);
+        let stats = container.wait_for("all of it read", |stats| stats.stdout.bytes == printed);
         assert!(stats.buffered <= 101_000 && stats.stdout.dropped > 1_000_000, "{stats:?}");
         scene.disk.release();
-        container.wait_for(|stats| stats.buffered == 0);
+        container.wait_for("nothing that waits", |stats| stats.buffered == 0);
         container.print("last\n");
         let drained = container.exit(DEADLINE);
         assert!(!drained.complete);

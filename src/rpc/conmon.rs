@@ -9,7 +9,6 @@ use crate::monitor::create::CreateRequest;
 use crate::monitor::error::Error;
 use crate::monitor::exec::{ExecEnd, ExecRequest};
 use crate::monitor::exit::ExitFiles;
-use crate::monitor::log::options::FileOptions;
 use crate::monitor::log::{LogConfig, LogKind};
 use crate::monitor::relay::{Attach, StdinEnd};
 use crate::monitor::runtime::CallOptions;
@@ -319,7 +318,7 @@ fn log_configs(
         } else {
             path(reader, "path of the log driver")?
         };
-        Ok(LogConfig { kind, path, size_max: driver.get_max_size(), file: FileOptions::default() })
+        Ok(LogConfig { size_max: driver.get_max_size(), ..LogConfig::new(kind, path) })
     };
     list.iter().map(config).collect()
 }

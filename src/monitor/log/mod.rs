@@ -125,6 +125,14 @@ pub struct LogConfig {
     pub file: FileOptions,
 }
 
+impl LogConfig {
+    /// A log without a greatest size, kept as nobody has asked otherwise.
+    #[must_use]
+    pub fn new(kind: LogKind, path: impl Into<PathBuf>) -> Self {
+        Self { kind, path: path.into(), size_max: 0, file: FileOptions::default() }
+    }
+}
+
 /// Whether the caller may bring more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]

@@ -294,7 +294,7 @@ mod tests {
     }
 
     fn log(size_max: u64) -> LogConfig {
-        LogConfig { kind: LogKind::Cri, path: "/log".into(), size_max, file: FileOptions::default() }
+        LogConfig { size_max, ..LogConfig::new(LogKind::Cri, "/log") }
     }
 
     #[test]

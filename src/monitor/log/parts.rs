@@ -478,7 +478,6 @@ pub(super) fn identity_at(path: &Path) -> Option<Identity> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::log::options::FileOptions;
     use crate::monitor::log::{Buffers, LogConfig, LogKind, LogSet, Progress};
 
     #[test]
@@ -486,8 +485,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let renamed = |suffix: &str| path.with_extension(suffix);
-        let config =
-            LogConfig { kind: LogKind::Cri, path: path.clone(), size_max: 60, file: FileOptions::default() };
+        let config = LogConfig { size_max: 60, ..LogConfig::new(LogKind::Cri, path.clone()) };
         let (mut logs, mut buffers) = (LogSet::open(&[config]).unwrap(), Buffers::default());
         let stamp = b"2026-11-23T01:02:03.123456789Z";
         let mut write = |logs: &mut LogSet, line: &[u8]| {

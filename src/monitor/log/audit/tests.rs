@@ -121,13 +121,7 @@ fn bytes_that_were_read_and_never_written_are_found() {
 #[test]
 fn records_from_before_the_account_are_told_apart() {
     let written = write(LogKind::Cri, 0, 1, &lines(3));
-    let mut logs = LogSet::open(&[LogConfig {
-        kind: LogKind::Cri,
-        path: written.path.clone(),
-        size_max: 0,
-        file: FileOptions::default(),
-    }])
-    .unwrap();
+    let mut logs = LogSet::open(&[LogConfig::new(LogKind::Cri, written.path.clone())]).unwrap();
     assert_eq!(logs.write(Channel::Stdout, b"more\n", STAMP, &mut Buffers::default()), Progress::Kept);
     logs.close();
     assert_eq!(survey(&written.path).unwrap().findings(None), [Finding::Foreign(written.path.clone(), 3)]);

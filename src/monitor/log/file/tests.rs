@@ -8,8 +8,7 @@ use std::ops::ControlFlow;
 const STAMP: &super::super::stamp::Stamp = b"2026-11-23T01:02:03.123456789Z";
 
 fn set(path: &Path, kind: LogKind, size_max: u64) -> LogSet {
-    LogSet::open(&[LogConfig { kind, path: path.to_owned(), size_max, file: FileOptions::default() }])
-        .unwrap()
+    LogSet::open(&[LogConfig { size_max, ..LogConfig::new(kind, path.to_owned()) }]).unwrap()
 }
 
 fn write(logs: &mut LogSet, bytes: &[u8]) {
@@ -63,16 +62,10 @@ fn failed_open_of_a_second_log_removes_the_first_one_only_if_it_was_new() {
     let old = directory.path().join("old");
     std::fs::write(&old, "kept").unwrap();
     let paths = [old.clone(), directory.path().join("new"), directory.path().join("no/such/directory")];
-    let configs =
-        paths.map(|path| LogConfig { kind: LogKind::Json, path, size_max: 0, file: FileOptions::default() });
+    let configs = paths.map(|path| LogConfig::new(LogKind::Json, path));
     assert!(matches!(LogSet::open(&configs), Err(LogError::Open { .. })));
     assert!(old.exists() && !configs[1].path.exists());
-    let directory_as_log = LogConfig {
-        kind: LogKind::Cri,
-        path: directory.path().to_owned(),
-        size_max: 0,
-        file: FileOptions::default(),
-    };
+    let directory_as_log = LogConfig::new(LogKind::Cri, directory.path().to_owned());
     assert!(LogSet::open(&[directory_as_log]).is_err());
 }
 
