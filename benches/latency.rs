@@ -9,8 +9,8 @@
 //!
 //! Meanwhile somebody moves a process from cgroup to cgroup, as always somebody does
 //! on a node with many pods. On a machine where nobody else does, whoever moves the
-//! first one waits for a grace period of the kernel's RCU, 7 to 30 ms here: that would
-//! be most of a create, for each by chance. `BENCH_QUIET=1` leaves it as it is.
+//! first one waits for a grace period of the kernel's RCU, which may take longer than all
+//! of a create, for each by chance. `BENCH_QUIET=1` leaves it as it is.
 //!
 //! `BENCH_CREATES` (100), `BENCH_EXECS` (200) and `BENCH_ROUNDS` (20, of the
 //! parallel execs) make it shorter or longer. Ends with status 1 if a budget is
@@ -23,7 +23,7 @@ mod common;
 mod measure;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use common::{Pod, which};
 use measure::{Conmon, Samples, crun, milliseconds, pause, setting, until};
+use podinit::monitor::cgroup::Mounts;
 use podinit::rpc::client::{CgroupManager, Deletion, ExecSync, Stdio as Streams};
 
 /// Budgets over the bare runtime, in milliseconds of the median.
@@ -87,11 +88,9 @@ impl Movement {
     const PERIOD: Duration = Duration::from_millis(2);
 
     fn start(pod: &Pod) -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
-        let trees = || mounts.lines().filter_map(|line| line.split(' ').nth(1).zip(line.split(' ').nth(2)));
-        let freezer = trees().find(|(path, kind)| *kind == "cgroup" && path.ends_with("/freezer"));
-        let (tree, _) = freezer.or_else(|| trees().find(|(_, kind)| *kind == "cgroup2")).expect("cgroups");
-        let places = ["move-a", "move-b"].map(|name| Path::new(tree).join(pod.id(name)));
+        let mounts = Mounts::read();
+        let tree = mounts.find("freezer", "/").or_else(|| mounts.find("", "/")).expect("cgroups");
+        let places = ["move-a", "move-b"].map(|name| tree.join(pod.id(name)));
         for place in &places {
             fs::create_dir(place).expect("a cgroup");
         }
