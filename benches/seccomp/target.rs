@@ -62,6 +62,9 @@ pub(crate) fn load(arguments: &[String]) -> ExitCode {
 
 /// Has getppid(2) of this thread, and of those that it starts, notified to the socket at `path`.
 fn be_notified(path: &Path, container: &str) {
+    // As a container's process: in a scheduling group of its own (sched(7), "The autogroup feature").
+    // A switch from one group to another is dearer, and the broker is in another one anyway.
+    rustix::process::setsid().expect("a session");
     let connection = socket::connect(path, SocketType::STREAM).expect("a socket");
     let mut filter = ScmpFilterContext::new(ScmpAction::Allow).expect("a filter");
     filter.add_rule(ScmpAction::Notify, ScmpSyscall::from_name("getppid").expect("a call")).expect("a rule");
