@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{Options, Place, Pod, processes_of, which};
+use common::{Options, Place, Pod, processes_of, which, write_program};
 use podinit::rpc::client::{
     Code, Deletion, EventKind, HookChoice, HookFailurePolicy, HookOutcome, HookRegistration, HookRegistry,
     HookRequest, HookResult, NamespaceKind, NamespaceSource, Phase, SandboxRequest,
@@ -34,8 +34,7 @@ impl Hooks {
         let program = self.place.path(&format!("{name}.sh"));
         let seen = self.place.path("seen");
         let head = format!("#!/bin/sh\nseen={}\n", seen.display());
-        fs::write(&program, format!("{head}{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&program, &format!("{head}{script}\n"));
         self.define(name, &program, stages, podinit);
         program
     }
@@ -745,6 +744,38 @@ fn a_resident_hook_that_stalls_or_dies_is_a_failure_by_its_policy() {
         assert!(error.message.contains("its connection has ended"), "{error}");
         client.create_container(&request("two")).await.unwrap();
     });
+}
+
+/// Two that start a container at the same time: its hooks run once, and one of the two is told so.
+#[test]
+fn a_container_is_started_once_and_so_are_its_hooks() {
+    let hooks = Hooks::new();
+    // Its end waits for the second start, which would otherwise be too late.
+    let wait = "echo once >> $seen/started; while [ ! -e $seen/go ]; do sleep 0.01; done";
+    hooks.add("slow", wait, &["startContainer"], Value::Null);
+    let pod = hooks.start();
+    pod.create(&pod.container("c", &["sleep", "1000"])).unwrap();
+    let id = pod.id("c");
+    let (first, second) = pod.call(async |client| {
+        let start = || {
+            let (client, id) = (client.clone(), id.clone());
+            tokio::task::spawn_local(async move { client.start_container(&id).await })
+        };
+        let first = start();
+        while !pod.place.path("seen/started").exists() {
+            tokio::task::yield_now().await;
+        }
+        let second = start();
+        tokio::task::yield_now().await;
+        // Requests of one connection are taken in turn: it is under way when this is answered.
+        client.version().await.unwrap();
+        fs::write(pod.place.path("seen/go"), "").unwrap();
+        (first.await.unwrap(), second.await.unwrap())
+    });
+    first.unwrap();
+    assert_eq!(second.unwrap_err().code, Code::WrongState);
+    assert_eq!(seen(&pod, "started"), "once\n");
+    pod.shutdown();
 }
 
 #[test]

@@ -138,9 +138,14 @@ fn membership_file(line: &str, mounts: &Mounts) -> Option<PathBuf> {
 }
 
 fn directory_of_line(line: &str, mounts: &Mounts) -> Option<PathBuf> {
-    let mut fields = line.splitn(3, ':');
-    let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let (controllers, path) = fields(line)?;
     mounts.find(controllers, path)
+}
+
+/// The controllers (none is version 2) and the path of a line of /proc/PID/cgroup (cgroups(7)).
+pub(super) fn fields(line: &str) -> Option<(&str, &str)> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    Some((fields.next()?, fields.next()?))
 }
 
 fn directory_apart(theirs: &str, ours: &str, mounts: &Mounts, controller: Option<&str>) -> Option<PathBuf> {
@@ -206,6 +211,13 @@ mod tests {
     const V1: &str = "24 1 0:20 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n\
                       25 1 0:21 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
     const V2: &str = "25 1 0:21 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn lines_of_both_versions() {
+        assert_eq!(fields("0::/a:b"), Some(("", "/a:b")));
+        assert_eq!(fields("5:cpu,cpuacct:/x"), Some(("cpu,cpuacct", "/x")));
+        assert_eq!(fields("5"), None);
+    }
 
     #[test]
     fn hybrid_counts_where_the_memory_controller_is() {

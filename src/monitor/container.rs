@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 
 use crate::limits::{DRAIN_GRACE, DRAIN_MAX};
 use crate::monitor::Monitor;
@@ -40,7 +40,9 @@ pub struct Container {
     pub(super) exit: watch::Sender<Option<Rc<ExitRecord>>>,
     /// The counters of its streams, once these have ended.
     pub(super) final_stats: RefCell<Option<StreamStats>>,
-    /// A `start` of ours is under way; its end is told before the exit.
+    /// Whose `start` has its turn: another one at the same time would run the hooks again.
+    pub(super) start_turn: Mutex<()>,
+    /// The OCI runtime's `start` is under way; its end is told before the exit.
     pub(super) starting: watch::Sender<bool>,
     /// What hooks need to know of it.
     pub(super) hooks: OfContainer,
@@ -69,6 +71,7 @@ impl Container {
             oom: saved.oom.clone().map(|(file, base)| OomTrack::new(OomCounter::resume(file, base))),
             exit: watch::channel(None).0,
             final_stats: RefCell::new(saved.streams.clone()),
+            start_turn: Mutex::default(),
             starting: watch::channel(false).0,
             hooks: OfContainer::default(),
             phase: Cell::new(Phase::Created),

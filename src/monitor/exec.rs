@@ -16,9 +16,9 @@ use crate::monitor::container::{Container, drain};
 use crate::monitor::create::{adopt_from, remove_stale, terminal_of};
 use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
+use crate::monitor::exec_leaf::{ExecLeaf, Home};
 use crate::monitor::exit::{ExitCause, publish};
 use crate::monitor::id::ContainerId;
-use crate::monitor::leaf::{Home, Leaf};
 use crate::monitor::log::LogSet;
 use crate::monitor::relay::{Captured, Open, Output, StreamId};
 use crate::monitor::running::Running;
@@ -166,26 +166,26 @@ impl Monitor {
         container: &Container,
         request: &ExecRequest,
         pid_file: &Path,
-        leaf: Option<&Leaf>,
+        leaf: Option<&ExecLeaf>,
     ) -> Command {
         let mut options = container.saved.options.clone();
         options.cgroup_manager = request.cgroup_manager.unwrap_or(options.cgroup_manager);
         options.env.extend(request.env.iter().cloned());
         let mut command = self.runtime.command(&options);
         command.args(["exec", "--detach", "--pid-file"]).arg(pid_file);
-        if let Some(name) = leaf.and_then(Leaf::argument) {
+        if let Some(name) = leaf.and_then(ExecLeaf::argument) {
             command.arg("--cgroup").arg(name);
         }
         command
     }
 
     /// A cgroup for one exec, where the OCI runtime can start it in one.
-    pub(super) async fn leaf_to_start_in(&self, container: &Container) -> Option<Leaf> {
+    pub(super) async fn leaf_to_start_in(&self, container: &Container) -> Option<ExecLeaf> {
         let home = container.saved.execs_home.as_ref().filter(|home| matches!(home, Home::Unified(_)))?;
         if !self.runtime.has_exec_cgroup(&container.id).await {
             return None;
         }
-        Leaf::make(home, &self.unique("exec"))
+        ExecLeaf::make(home, &self.unique("exec"))
     }
 
     async fn exec_with_pipes(
@@ -299,7 +299,7 @@ pub(super) fn append_target(command: &mut Command, container: &Container, reques
 
 /// Ends the cgroup of an exec that did not come to run. A runtime that was killed half
 /// way may have left something in it.
-pub(super) async fn abandon(leaf: Option<Leaf>) {
+pub(super) async fn abandon(leaf: Option<ExecLeaf>) {
     if let Some(leaf) = leaf {
         leaf.kill();
         leaf.close().await;

@@ -1,191 +1,120 @@
-//! A cgroup of an exec's own, below its container's.
+//! A cgroup for what one command starts: whatever is born in it is found, and ended.
 //!
-//! Whatever a command starts is born in the command's cgroup, also what has left
-//! its session and lost its parents (a daemon). So the cgroup finds it when the
-//! command is to be killed with all that it has started. When the command has ended
-//! by itself, what it has left behind goes to the container's cgroup, and this one
-//! is removed.
-//!
-//! * v2: the OCI runtime starts the command in it (`exec --cgroup`), so nothing can
-//!   be started beside it, and `cgroup.kill` ends all of it at once. No controller
-//!   is enabled in it: memory and OOM kills are counted in the container's cgroup,
-//!   as before.
-//! * v1: the freezer's hierarchy only. Runtimes would take a command that is started in a
-//!   sub-cgroup out of the container's other cgroups, so the command is moved when it
-//!   runs, with what it has started by then; a daemon of its first milliseconds may be
-//!   missed. A command that has ended by then gets none.
-//!
-//! Where neither can be had, [`tree`](super::tree) looks for descendants.
+//! Version 2 kills all of it with one write. Version 1's is a freezer: frozen, its
+//! processes can be killed one by one and none of them can fork away.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::limits::{LEAF_LOOK_AGAIN, LEAF_MOVES_MAX, LEAF_TIMEOUT};
-use crate::monitor::cgroup::{Membership, Mounts};
-use crate::monitor::tree::children;
+use crate::monitor::cgroup::fields;
 
-/// A container's cgroup, as the place for its execs'.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Home {
-    /// In the one tree of v2.
-    Unified(PathBuf),
-    /// In the freezer's tree of v1.
-    Freezer(PathBuf),
+/// Of cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Version {
+    /// The freezer's hierarchy.
+    One,
+    /// The one tree.
+    Two,
 }
 
-impl Home {
-    /// The cgroup of a container, as its first process is in it. `None` if it shares it
-    /// with this process, or cannot have cgroups below it that can be killed.
-    pub(super) fn of(membership: &Membership, mounts: &Mounts) -> Option<Self> {
-        if let Some(directory) = membership.own_directory(mounts, None) {
-            // Linux 5.14 and newer.
-            return directory.join("cgroup.kill").exists().then_some(Self::Unified(directory));
-        }
-        let directory = membership.own_directory(mounts, Some("freezer"))?;
-        directory.join("freezer.state").exists().then_some(Self::Freezer(directory))
-    }
-
-    fn directory(&self) -> &Path {
-        match self {
-            Self::Unified(directory) | Self::Freezer(directory) => directory,
-        }
-    }
-}
-
-/// The cgroup of one exec. [`Leaf::close`] removes it.
+/// See the module.
 #[derive(Debug)]
 pub(super) struct Leaf {
-    home: Home,
-    name: String,
+    version: Version,
+    directory: PathBuf,
 }
 
 impl Leaf {
-    /// Makes one. `None` if it cannot be had: the container's cgroup may be threaded,
-    /// not be ours to write to, or have as many below it as it may.
-    pub(super) fn make(home: &Home, name: &str) -> Option<Self> {
-        let leaf = Self { home: home.clone(), name: format!("podinit-{name}") };
-        if let Err(error) = fs::create_dir(leaf.directory()) {
-            ::log::debug!("an exec gets no cgroup of its own: {}: {error}", leaf.directory().display());
-            return None;
-        }
-        let is_domain = || {
-            let kind = fs::read_to_string(leaf.directory().join("cgroup.type"));
-            kind.is_ok_and(|kind| kind.trim() == "domain")
-        };
-        if matches!(leaf.home, Home::Unified(_)) && !is_domain() {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// If it cannot be had: the cgroup above may be threaded, not be ours to write to,
+    /// or have as many below it as it may.
+    pub(super) fn make(version: Version, directory: PathBuf) -> io::Result<Self> {
+        fs::create_dir(&directory)?;
+        let leaf = Self { version, directory };
+        let usable = leaf.refuse_threaded();
+        if usable.is_err() {
             leaf.remove().ok();
-            return None;
         }
-        Some(leaf)
+        usable.map(|()| leaf)
     }
 
-    /// The value of the OCI runtime's `exec --cgroup`, if it shall start the command in it.
-    pub(super) fn argument(&self) -> Option<&str> {
-        matches!(self.home, Home::Unified(_)).then_some(self.name.as_str())
+    /// One that is there.
+    pub(super) fn existing(version: Version, directory: PathBuf) -> Self {
+        Self { version, directory }
     }
 
-    /// Moves `pid` and its descendants into it.
-    pub(super) fn take_in(&self, pid: u32) {
-        let mut moved = BTreeSet::new();
-        let mut new = vec![pid];
-        for _ in 0..LEAF_MOVES_MAX {
-            for pid in new {
-                moved.insert(pid);
-                if let Err(error) = fs::write(self.directory().join("cgroup.procs"), pid.to_string()) {
-                    ::log::debug!("process {pid} of an exec is gone already: {error}");
-                }
-            }
-            // Started before their parents were moved; from now on they are born where they belong.
-            let below = moved.iter().flat_map(|pid| children(*pid));
-            new = below.filter(|pid| !moved.contains(pid)).collect();
-            if new.is_empty() {
-                return;
-            }
+    fn refuse_threaded(&self) -> io::Result<()> {
+        if self.version == Version::One {
+            return Ok(());
+        }
+        match fs::read_to_string(self.directory.join("cgroup.type"))?.trim() {
+            "domain" => Ok(()),
+            other => Err(io::Error::other(format!("it would be {other}"))),
         }
     }
 
-    /// Kills all that is in it, without waiting.
+    pub(super) fn version(&self) -> Version {
+        self.version
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The processes in it.
+    pub(super) fn processes(&self) -> Vec<u32> {
+        let listed = fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default();
+        listed.lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// Sends a signal to every process in it; how many there were.
+    pub(super) fn signal(&self, signal: Signal) -> usize {
+        let processes = self.processes();
+        for pid in &processes {
+            let raw = i32::try_from(*pid).ok().and_then(Pid::from_raw);
+            let Some(pidfd) = raw.and_then(|raw| pidfd_open(raw, PidfdFlags::empty()).ok()) else { continue };
+            // Looked at after the pidfd was opened: from then on the number cannot change hands unseen.
+            if self.holds(*pid)
+                && let Err(error) = pidfd_send_signal(&pidfd, signal)
+            {
+                ::log::debug!("process {pid} of {} was gone already: {error}", self.directory.display());
+            }
+        }
+        processes.len()
+    }
+
+    fn holds(&self, pid: u32) -> bool {
+        let name = self.directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        membership.lines().filter_map(fields).any(|(_, path)| path.split('/').any(|part| part == name))
+    }
+
+    /// Kills every process in it, without waiting. To be repeated until there is none.
     pub(super) fn kill(&self) {
-        let killed = match self.home {
-            Home::Unified(_) => fs::write(self.directory().join("cgroup.kill"), "1"),
-            Home::Freezer(_) => self.kill_frozen(),
-        };
-        if let Err(error) = killed {
-            ::log::error!("cannot kill what is in {}: {error}", self.directory().display());
+        if self.version == Version::Two && fs::write(self.directory.join("cgroup.kill"), "1").is_ok() {
+            return;
+        }
+        let state = self.directory.join("freezer.state");
+        let frozen = self.version == Version::One && fs::write(&state, "FROZEN").is_ok();
+        self.signal(Signal::KILL);
+        if frozen && let Err(error) = fs::write(&state, "THAWED") {
+            ::log::error!("cannot thaw {}: {error}", state.display());
         }
     }
 
-    /// Frozen, so that it starts nothing more while it is killed.
-    fn kill_frozen(&self) -> io::Result<()> {
-        let state = self.directory().join("freezer.state");
-        fs::write(&state, "FROZEN")?;
-        let sent = self.processes().map(|pids| {
-            for pid in pids.into_iter().filter_map(rustix::process::Pid::from_raw) {
-                if let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
-                    ::log::debug!("process {pid} of an exec is gone already: {error}");
-                }
-            }
-        });
-        fs::write(&state, "THAWED")?;
-        sent
-    }
-
-    /// Waits until nothing is in it any more. False if something does not go.
-    pub(super) async fn is_emptied(&self) -> bool {
-        let deadline = Instant::now() + LEAF_TIMEOUT;
-        while self.processes().is_ok_and(|pids| !pids.is_empty()) {
-            if Instant::now() > deadline {
-                return false;
-            }
-            tokio::time::sleep(LEAF_LOOK_AGAIN).await;
+    /// Removes it, if it is still there.
+    ///
+    /// # Errors
+    /// If something is in it: a process that has ended, collected or not, is not.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
-        true
-    }
-
-    /// Removes it. What is still in it lives on in the container's cgroup.
-    pub(super) async fn close(&self) {
-        let mut pause = LEAF_LOOK_AGAIN;
-        let deadline = Instant::now() + LEAF_TIMEOUT;
-        while let Err(error) = self.remove() {
-            if error.kind() == io::ErrorKind::NotFound {
-                return;
-            }
-            if Instant::now() > deadline {
-                // The OCI runtime removes it with the container's.
-                ::log::debug!("{} stays: {error}", self.directory().display());
-                return;
-            }
-            self.evict();
-            tokio::time::sleep(pause).await;
-            pause = (2 * pause).min(Duration::from_millis(100));
-        }
-    }
-
-    fn evict(&self) {
-        let above = self.home.directory().join("cgroup.procs");
-        for pid in self.processes().unwrap_or_default() {
-            if let Err(error) = fs::write(&above, pid.to_string()) {
-                ::log::debug!("process {pid} of an exec stays in its cgroup: {error}");
-            }
-        }
-    }
-
-    fn remove(&self) -> io::Result<()> {
-        fs::remove_dir(self.directory())
-    }
-
-    fn processes(&self) -> io::Result<Vec<i32>> {
-        let text = fs::read_to_string(self.directory().join("cgroup.procs"))?;
-        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
-    }
-
-    fn directory(&self) -> PathBuf {
-        self.home.directory().join(&self.name)
     }
 }

@@ -27,6 +27,7 @@ pub mod create;
 pub mod error;
 pub mod event;
 pub mod exec;
+mod exec_leaf;
 pub mod exit;
 pub mod fdsocket;
 pub mod hooks;

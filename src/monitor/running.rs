@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::limits::KILL_TIMEOUT;
 use crate::monitor::Monitor;
 use crate::monitor::container::Container;
-use crate::monitor::leaf::{Home, Leaf};
+use crate::monitor::exec_leaf::{ExecLeaf, Home};
 use crate::monitor::reaper::Child;
 use crate::monitor::tree;
 
@@ -17,7 +17,7 @@ use crate::monitor::tree;
 #[derive(Debug)]
 pub(super) struct Family {
     child: Child,
-    leaf: Option<Leaf>,
+    leaf: Option<ExecLeaf>,
 }
 
 impl Family {
@@ -86,7 +86,7 @@ impl Monitor {
         self: &Rc<Self>,
         container: &Container,
         child: Child,
-        leaf: Option<Leaf>,
+        leaf: Option<ExecLeaf>,
     ) -> Running {
         let leaf = leaf.or_else(|| self.leaf_to_move_to(container, &child));
         let family = Rc::new(Family { child, leaf });
@@ -97,12 +97,12 @@ impl Monitor {
 
     /// A cgroup for a command that runs already. One that has ended needs none: nobody
     /// will have it killed, and moves are what is slow about many short commands at once.
-    fn leaf_to_move_to(&self, container: &Container, child: &Child) -> Option<Leaf> {
+    fn leaf_to_move_to(&self, container: &Container, child: &Child) -> Option<ExecLeaf> {
         let home = container.saved.execs_home.as_ref().filter(|home| matches!(home, Home::Freezer(_)))?;
         if child.has_ended() {
             return None;
         }
-        let leaf = Leaf::make(home, &self.unique("exec"))?;
+        let leaf = ExecLeaf::make(home, &self.unique("exec"))?;
         leaf.take_in(child.pid());
         Some(leaf)
     }

@@ -41,6 +41,7 @@ impl Monitor {
     pub async fn start(self: &Rc<Self>, id: &ContainerId) -> Result<(), Error> {
         self.refuse_if_closing()?;
         let container = self.find(id)?;
+        let _turn = container.start_turn.lock().await;
         if container.step(Input::Start)? != Effect::RunStart {
             return Ok(());
         }

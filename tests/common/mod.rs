@@ -27,10 +27,11 @@ mod notified;
 
 use std::cell::{Cell, RefCell};
 use std::fs;
+use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -148,8 +149,7 @@ impl Place {
     /// An executable shell script, for use as an OCI runtime.
     pub fn script(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&path, &format!("#!/bin/sh\n{text}\n"));
         path
     }
 
@@ -157,6 +157,16 @@ impl Place {
     pub fn rootfs_file(&self, name: &str, content: &[u8]) {
         fs::write(self.path("rootfs").join(name), content).unwrap();
     }
+}
+
+/// Writes an executable file. Another process does it: what another test starts meanwhile
+/// would inherit the open file from this one, and nobody could execute it (ETXTBSY, execve(2)).
+pub fn write_program(path: &Path, text: &str) {
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
+    let mut install = install.spawn().unwrap();
+    install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success());
 }
 
 /// A root file system of a static busybox.

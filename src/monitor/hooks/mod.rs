@@ -11,7 +11,7 @@
 //! moment is one look at a list.
 #![forbid(unsafe_code)]
 
-mod leaf;
+mod below;
 mod moment;
 mod occasion;
 mod place;
@@ -35,8 +35,8 @@ use crate::limits::HOOKS_PARTING_MAX;
 use crate::monitor::Monitor;
 use crate::monitor::error::Error;
 use crate::monitor::id::{ContainerId, PodId};
+use crate::monitor::leaf::Leaf;
 use crate::ns::sandbox::Record;
-use leaf::Leaf;
 pub(in crate::monitor) use occasion::OfContainer;
 pub use resident::{Call, Registered, Resident};
 

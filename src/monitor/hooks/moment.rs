@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
-use super::leaf::Below;
+use super::below::Below;
 use super::occasion::{Facts, Occasion};
 use super::process::kill_all;
 use super::source;
@@ -127,8 +127,8 @@ impl Monitor {
         }
         for leaf in leaves {
             kill_all(&leaf).await;
-            if !leaf.remove() {
-                ::log::warn!("the cgroup of a hook is left: {leaf:?}");
+            if let Err(error) = leaf.remove() {
+                ::log::warn!("the cgroup of a hook is left: {}: {error}", leaf.directory().display());
             }
         }
     }

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::leaf::Below;
+use super::below::Below;
 use super::occasion::Occasion;
 use crate::hook::{Cgroup, Hook};
 use crate::monitor::Monitor;

@@ -19,11 +19,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-use super::leaf::{Below, Door, Leaf};
+use super::below::{Below, Door};
 use crate::hook::result::{Outcome, Tail};
 use crate::hook::{Hook, run};
 use crate::limits::{HOOK_TERM_GRACE, KILL_TIMEOUT};
 use crate::monitor::Monitor;
+use crate::monitor::leaf::Leaf;
 use crate::monitor::reaper::Child;
 use crate::monitor::runtime::pipe;
 use crate::monitor::tree::kill_descendants;
@@ -136,7 +137,7 @@ impl Monitor {
         let entry = entry(hook, around, [stdin, stdout_write, stderr_write], door)?;
         let started = enter::start(&entry);
         let started = started.map_err(|error| {
-            let _gone = leaf.as_ref().is_none_or(Leaf::remove);
+            leaf.as_ref().map(Leaf::remove);
             NotStarted::Io("make a process", error)
         })?;
         // Ours, and not collected: no task has run since.
@@ -181,7 +182,7 @@ impl Monitor {
             Err(_) => Err(NotStarted::TimedOut),
         };
         end_all(&first, leaf).await;
-        let _gone = leaf.is_none_or(Leaf::remove);
+        leaf.map(Leaf::remove);
         result
     }
 
@@ -189,7 +190,7 @@ impl Monitor {
     fn leaf(&self, below: Option<&Below>) -> (Option<Leaf>, Option<Door>) {
         let Some(below) = below else { return (None, None) };
         let number = self.hooks.next_leaf();
-        match Leaf::make(below, self.stable_pid(), number) {
+        match below.leaf(self.stable_pid(), number) {
             Ok((leaf, door)) => (Some(leaf), Some(door)),
             Err(error) => {
                 ::log::debug!("a hook gets no cgroup of its own: {error}");
@@ -202,9 +203,8 @@ impl Monitor {
     /// until the pod ends; how many processes that is.
     fn let_go(&self, leaf: Option<Leaf>) -> usize {
         let Some(leaf) = leaf else { return 0 };
-        if leaf.remove() {
-            return 0;
-        }
+        let Err(error) = leaf.remove() else { return 0 };
+        ::log::debug!("{} is not removed yet: {error}", leaf.directory().display());
         let left = leaf.processes().len();
         self.hooks.keep_leaf(leaf);
         left
