@@ -64,7 +64,8 @@ pub(super) enum Turn {
 
 /// A stream and when it wants to be settled.
 struct Entry {
-    stream: Stream,
+    /// By itself: the table is larger than what is in it.
+    stream: Box<Stream>,
     due: Option<Instant>,
 }
 
@@ -279,7 +280,7 @@ impl Engine {
             Command::Open(stream) => {
                 let id = stream.id();
                 self.pod.sharers += u64::from(stream.has_log());
-                self.streams.insert(id, Entry { stream: *stream, due: None });
+                self.streams.insert(id, Entry { stream, due: None });
                 None
             }
             Command::Finish(id, grace, reply) => {
