@@ -302,6 +302,27 @@ fn output_before_a_late_return_of_the_runtime_is_kept() {
     assert!(result.stdout.starts_with(b"0123456789abcde\n"));
 }
 
+/// How keeper and monitor allocate is no business of what they start.
+#[test]
+fn settings_of_the_allocator_are_not_handed_on() {
+    const VARIABLE: &str = "GLIBC_TUNABLES";
+    let place = Place::new();
+    let seen = place.path("seen");
+    let text =
+        format!("echo \"<${VARIABLE}>\" >>{}\nexec {} \"$@\"", seen.display(), which("crun").display());
+    let runtime = place.script("runtime", &text);
+    let pod = Pod::start_in(place, Options { runtime: Some(runtime), ..Options::default() });
+    pod.run("c", "exec sleep 600");
+    pod.exec_stdout("c", "true");
+    for process in [pod.keeper_pid(), monitor_of(&pod)] {
+        let environment = fs::read(format!("/proc/{process}/environ")).expect("a process of the pod");
+        let mut variables = environment.split(|byte| *byte == 0);
+        assert!(variables.any(|variable| variable.starts_with(VARIABLE.as_bytes())), "process {process}");
+    }
+    let seen = fs::read_to_string(seen).expect("the runtime was called");
+    assert!(seen.lines().count() >= 3 && seen.lines().all(|line| line == "<>"), "{seen}");
+}
+
 #[test]
 fn command_that_begins_with_a_dash_is_a_command() {
     for runtime in ["crun", "runc"] {

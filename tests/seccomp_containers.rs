@@ -292,8 +292,13 @@ fn survives_its_own_signals(runtime: &str, flags: &[&str]) {
     assert_eq!(pod.output("c"), format!("{made} calls, 0 wrong\n"), "{runtime}, {flags:?}");
     let stats = own.until("the session's end", |stats| stats.sessions == 0 && stats.open == 0);
     assert_eq!(stats.received, stats.answered + stats.interrupted, "{stats:?}");
-    assert_eq!(stats.answered, made, "{stats:?}");
     assert_eq!(stats.interrupted > 0, flags.is_empty(), "{stats:?}");
+    if flags.is_empty() {
+        // A signal at the moment of the answer: the kernel takes the answer, and has the call made anew.
+        assert!(stats.answered >= made, "{stats:?}");
+    } else {
+        assert_eq!(stats.answered, made, "{stats:?}");
+    }
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub fn of_running_pod(pod: &Pod, id: &str, path: &Path) -> Result<(), Failure> {
 /// If the log is not complete, or cannot be read.
 pub fn of_silent_pod(pod: &PodDir, id: &str) -> Result<(), Failure> {
     let saved = saved(pod, id);
-    let streams = saved.as_ref().and_then(|saved| saved.streams.as_ref());
+    let streams = saved.as_ref().and_then(|saved| saved.streams.as_deref());
     let counted = streams.map(last_counters);
     let path = saved.as_ref().and_then(|saved| saved.logs.first()).map(|log| log.path.clone());
     let path = path.filter(|path| !path.as_os_str().is_empty()).unwrap_or_else(|| pod.log(id));

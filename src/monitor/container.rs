@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, oneshot, watch};
+use tokio::sync::{Mutex, SetOnce, oneshot};
 
 use crate::limits::{DRAIN_GRACE, DRAIN_MAX};
 use crate::monitor::Monitor;
@@ -37,13 +37,13 @@ pub struct Container {
     pub(super) held: RefCell<Vec<OwnedFd>>,
     pub(super) ended: RefCell<Option<(ExitCause, u64)>>,
     pub(super) oom: Option<OomTrack>,
-    pub(super) exit: watch::Sender<Option<Rc<ExitRecord>>>,
+    exit: SetOnce<Rc<ExitRecord>>,
     /// The counters of its streams, once these have ended.
-    pub(super) final_stats: RefCell<Option<StreamStats>>,
+    pub(super) final_stats: RefCell<Option<Box<StreamStats>>>,
     /// Whose `start` has its turn: another one at the same time would run the hooks again.
     pub(super) start_turn: Mutex<()>,
-    /// The OCI runtime's `start` is under way; its end is told before the exit.
-    pub(super) starting: watch::Sender<bool>,
+    /// Held while the OCI runtime's `start` is under way, whose end is told before the exit.
+    pub(super) starting: Mutex<()>,
     /// What hooks need to know of it.
     pub(super) hooks: OfContainer,
     phase: Cell<Phase>,
@@ -69,10 +69,10 @@ impl Container {
             held: RefCell::default(),
             ended: RefCell::new(saved.ended.clone()),
             oom: saved.oom.clone().map(|(file, base)| OomTrack::new(OomCounter::resume(file, base))),
-            exit: watch::channel(None).0,
+            exit: SetOnce::new(),
             final_stats: RefCell::new(saved.streams.clone()),
             start_turn: Mutex::default(),
-            starting: watch::channel(false).0,
+            starting: Mutex::default(),
             hooks: OfContainer::default(),
             phase: Cell::new(Phase::Created),
             started_at_ns: Cell::new(saved.started_at_ns),
@@ -96,20 +96,18 @@ impl Container {
     /// Its exit, once recorded.
     #[must_use]
     pub fn exit(&self) -> Option<Rc<ExitRecord>> {
-        self.exit.borrow().clone()
+        self.exit.get().cloned()
     }
 
     /// Waits until its exit has been recorded.
     pub async fn recorded(&self) -> Rc<ExitRecord> {
-        let mut exit = self.exit.subscribe();
-        loop {
-            if let Some(record) = exit.borrow_and_update().clone() {
-                return record;
-            }
-            if exit.changed().await.is_err() {
-                // The sender is a field of `self`: it outlives this call.
-                std::future::pending::<()>().await;
-            }
+        Rc::clone(self.exit.wait().await)
+    }
+
+    /// Tells it to whoever waits.
+    pub(super) fn tell_exit(&self, record: ExitRecord) {
+        if self.exit.set(Rc::new(record)).is_err() {
+            ::log::error!("container {}: it has exited twice", self.id);
         }
     }
 
@@ -198,7 +196,7 @@ impl Monitor {
             None => None,
         };
         let log_complete = drained.as_ref().is_some_and(|drained| drained.complete);
-        container.final_stats.replace(drained.map(|drained| drained.stats));
+        container.final_stats.replace(drained.map(|drained| Box::new(drained.stats)));
         let record = ExitRecord { cause, oom_killed: kills > 0, at_ns, log_complete };
         for (path, error) in container.saved.files.write(&record) {
             ::log::error!("container {}: cannot write exit file {}: {error}", container.id, path.display());
@@ -211,7 +209,7 @@ impl Monitor {
         self.events.add(Some(&container.id), Happening::Exited(record.clone()));
         // Before anyone is told, so that it is their first turn; it runs after all of this.
         self.hooks_on_exit(&container);
-        container.exit.send_replace(Some(Rc::new(record)));
+        container.tell_exit(record);
         self.save(&container);
         self.release(&container);
         self.run_cleanup(&container);
@@ -224,11 +222,8 @@ impl Monitor {
             return ended;
         }
         let exit = container.child.exited().await;
-        // A short command ends before the runtime that started it has returned. The sender is a field of
-        // the container: it outlives this.
-        if container.starting.subscribe().wait_for(|starting| !starting).await.is_err() {
-            ::log::error!("container {}: its start was lost", container.id);
-        }
+        // A short command ends before the runtime that started it has returned.
+        drop(container.starting.lock().await);
         (exit.into(), exit.map_or_else(now_ns, |exit| exit.at_ns))
     }
 
@@ -242,5 +237,16 @@ impl Monitor {
             Ok(child) => ::log::debug!("container {}: cleanup command is pid {}", container.id, child.id()),
             Err(error) => ::log::error!("container {}: cannot run {program:?}: {error}", container.id),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each container of a pod costs this for as long as its record is kept.
+    #[test]
+    fn what_is_known_of_a_container_fits_in_a_kibibyte() {
+        assert!(size_of::<Container>() <= 1024, "{} bytes", size_of::<Container>());
     }
 }

@@ -268,7 +268,7 @@ impl Monitor {
             container.recorded().await;
         }
         let last = container.final_stats.borrow().clone();
-        last.map(|stats| (stats, true)).ok_or_else(|| Error::HasExited(id.to_string()))
+        last.map(|stats| (*stats, true)).ok_or_else(|| Error::HasExited(id.to_string()))
     }
 
     /// How many execs are running.

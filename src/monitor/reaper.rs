@@ -25,7 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::SetOnce;
 
 use crate::limits::KEEPER_WORD_TIMEOUT;
 use crate::monitor::tree;
@@ -38,7 +38,7 @@ pub struct Reaper {
     unknown: RefCell<HashMap<u32, ChildExit>>,
     /// Processes that were gone when they were looked for; the keeper's word of how
     /// they ended may be on its way.
-    awaited: RefCell<HashMap<u32, watch::Sender<Option<ChildExit>>>>,
+    awaited: RefCell<HashMap<u32, Promise>>,
     expecting: Cell<usize>,
     orphans: Cell<u64>,
 }
@@ -46,7 +46,32 @@ pub struct Reaper {
 #[derive(Debug)]
 struct Tracked {
     pidfd: Rc<OwnedFd>,
-    exit: watch::Sender<Option<ChildExit>>,
+    exit: Promise,
+}
+
+/// How a process has ended; `None` if nobody will ever know.
+type Exit = Rc<SetOnce<Option<ChildExit>>>;
+
+/// To tell it. Dropped without that, nobody will.
+#[derive(Debug)]
+struct Promise(Exit);
+
+impl Promise {
+    fn new() -> (Self, Exit) {
+        let exit = Exit::default();
+        (Self(Rc::clone(&exit)), exit)
+    }
+
+    fn keep(&self, exit: Option<ChildExit>) {
+        // It is kept already when it is dropped after that.
+        self.0.set(exit).ok();
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.keep(None);
+    }
 }
 
 /// A tracked process. Dropping it does not stop the tracking.
@@ -55,7 +80,7 @@ pub struct Child {
     pid: u32,
     /// Closed when it has been collected: the record of an exit costs no descriptor.
     pidfd: Weak<OwnedFd>,
-    exit: watch::Receiver<Option<ChildExit>>,
+    exit: Exit,
 }
 
 /// While one of these lives, statuses of unknown children are remembered.
@@ -76,7 +101,11 @@ impl Child {
     /// A process that is known to have ended, with a status that is known elsewhere.
     #[must_use]
     pub fn gone(pid: u32) -> Self {
-        Self { pid, pidfd: Weak::new(), exit: watch::channel(None).1 }
+        Self::told(pid, None)
+    }
+
+    fn told(pid: u32, exit: Option<ChildExit>) -> Self {
+        Self { pid, pidfd: Weak::new(), exit: Rc::new(SetOnce::new_with(Some(exit))) }
     }
 
     /// Its process id in our pid namespace.
@@ -87,15 +116,13 @@ impl Child {
 
     /// Waits until it has ended and been collected.
     pub async fn exited(&self) -> Option<ChildExit> {
-        let mut exit = self.exit.clone();
-        // An error means that the sender is gone without a status: it was replaced, so it is not known.
-        exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit)
+        *self.exit.wait().await
     }
 
     /// Whether it has been collected.
     #[must_use]
     pub fn has_exited(&self) -> bool {
-        self.exit.borrow().is_some()
+        self.exit.get().is_some_and(Option::is_some)
     }
 
     /// Whether it has ended, collected or not.
@@ -137,14 +164,13 @@ impl Reaper {
     /// What pidfd_open(2) says: `ESRCH` if there is no such process.
     pub fn adopt(&self, pid: u32) -> io::Result<Child> {
         if let Some(exit) = self.unknown.borrow_mut().remove(&pid) {
-            let (_, receiver) = watch::channel(Some(exit));
-            return Ok(Child { pid, pidfd: Weak::new(), exit: receiver });
+            return Ok(Child::told(pid, Some(exit)));
         }
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = Rc::new(rustix::process::pidfd_open(raw, PidfdFlags::empty())?);
-        let (sender, receiver) = watch::channel(None);
-        let child = Child { pid, pidfd: Rc::downgrade(&pidfd), exit: receiver };
-        self.tracked.borrow_mut().insert(pid, Tracked { pidfd, exit: sender });
+        let (promise, exit) = Promise::new();
+        let child = Child { pid, pidfd: Rc::downgrade(&pidfd), exit };
+        self.tracked.borrow_mut().insert(pid, Tracked { pidfd, exit: promise });
         Ok(child)
     }
 
@@ -152,7 +178,7 @@ impl Reaper {
     /// now, which has `told` how it ended, or will.
     pub fn resume(self: &Rc<Self>, pid: u32, start_ticks: u64, told: Option<ChildExit>) -> Child {
         if let Some(exit) = told {
-            return Child { pid, pidfd: Weak::new(), exit: watch::channel(Some(exit)).1 };
+            return Child::told(pid, Some(exit));
         }
         let Ok(child) = self.adopt(pid) else { return self.await_word(pid) };
         // Looked at after the pidfd was opened: from then on the pid cannot change hands unseen.
@@ -168,8 +194,8 @@ impl Reaper {
 
     /// The keeper has collected it between its greeting and our look.
     fn await_word(self: &Rc<Self>, pid: u32) -> Child {
-        let (sender, exit) = watch::channel(None);
-        self.awaited.borrow_mut().insert(pid, sender);
+        let (promise, exit) = Promise::new();
+        self.awaited.borrow_mut().insert(pid, promise);
         let reaper = Rc::clone(self);
         tokio::task::spawn_local(async move {
             tokio::time::sleep(KEEPER_WORD_TIMEOUT).await;
@@ -190,11 +216,11 @@ impl Reaper {
     /// Takes in a status that the keeper has collected. False if nobody asked.
     pub fn deliver(&self, exit: ChildExit) -> bool {
         if let Some(awaited) = self.awaited.borrow_mut().remove(&exit.pid) {
-            awaited.send_replace(Some(exit));
+            awaited.keep(Some(exit));
             return true;
         }
         let Some(tracked) = self.tracked.borrow_mut().remove(&exit.pid) else { return false };
-        tracked.exit.send_replace(Some(exit));
+        tracked.exit.keep(Some(exit));
         true
     }
 

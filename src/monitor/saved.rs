@@ -81,7 +81,7 @@ pub struct Saved {
     pub exit: Option<ExitRecord>,
     /// The counters of its streams at their end.
     #[serde(default)]
-    pub streams: Option<StreamStats>,
+    pub streams: Option<Box<StreamStats>>,
 }
 
 /// What the keeper held for us.
@@ -236,7 +236,7 @@ impl Monitor {
             let child = Child::gone(saved.pid);
             let container = Rc::new(Container::new(id.clone(), saved, child, None));
             container.resume_as(Phase::Exited);
-            container.exit.send_replace(Some(Rc::new(record)));
+            container.tell_exit(record);
             self.containers.borrow_mut().insert(id, Slot::Here(container));
             return Ok(());
         }

@@ -62,13 +62,11 @@ impl Monitor {
     async fn run_start(&self, container: &Container) -> Result<(), Error> {
         // Hooks have had their time: it may have been stopped meanwhile.
         if container.step(Input::Start)? == Effect::RunStart {
-            container.starting.send_replace(true);
+            let _under_way = container.starting.lock().await;
             let purpose = Purpose { action: "start", id: &container.id };
             let options = &container.saved.options;
             let run = self.runtime.run(purpose, options, &["start"], RUNTIME_CALL_TIMEOUT).await;
-            let started = run.and_then(|()| self.note_start(container));
-            container.starting.send_replace(false);
-            started?;
+            run.and_then(|()| self.note_start(container))?;
         }
         Ok(())
     }

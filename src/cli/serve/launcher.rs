@@ -108,6 +108,7 @@ fn keeper_command(config: &Config, options: &[&str]) -> Command {
     let mut command = Command::new(SELF);
     command.arg0("podinit").arg("keeper").arg("--run-dir").arg(&config.run_dir).args(options);
     command.args(["--", SELF, "podinit", "monitor"]).args(monitor_args(config));
+    sys::heap::keep_small_in(&mut command);
     command
 }
 

@@ -21,6 +21,7 @@ use super::{Attach, Drained, RelayError, Reply, StreamId, StreamStats, Tell};
 use crate::limits::RELAY_REST;
 use crate::monitor::log::LogError;
 use crate::monitor::log::limit::{LogLimits, Rate};
+use crate::sys::heap;
 
 /// What the control side asks for; see [`Relay`](super::Relay).
 pub(super) enum Command {
@@ -64,7 +65,8 @@ pub(super) enum Turn {
 
 /// A stream and when it wants to be settled.
 struct Entry {
-    stream: Stream,
+    /// By itself: the table is larger than what is in it.
+    stream: Box<Stream>,
     due: Option<Instant>,
 }
 
@@ -192,7 +194,8 @@ impl Engine {
     }
 
     /// The buffers have touched pages for as much as was read at once. After a
-    /// pause they are given back.
+    /// pause they are given back, and with them what the allocator has kept of the
+    /// create, the exec or the burst that has ended.
     fn rest_if_quiet(&mut self) {
         let now = Instant::now();
         if !self.ready.is_empty() {
@@ -200,6 +203,7 @@ impl Engine {
         } else if self.rest_at.is_some_and(|at| at <= now) {
             self.rest_at = None;
             self.shared = None;
+            heap::trim();
         }
     }
 
@@ -279,7 +283,7 @@ impl Engine {
             Command::Open(stream) => {
                 let id = stream.id();
                 self.pod.sharers += u64::from(stream.has_log());
-                self.streams.insert(id, Entry { stream: *stream, due: None });
+                self.streams.insert(id, Entry { stream, due: None });
                 None
             }
             Command::Finish(id, grace, reply) => {
