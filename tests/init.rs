@@ -9,10 +9,11 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use podinit::init::{self, survey};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 
 /// How long anything may take before the test fails.
@@ -69,8 +70,25 @@ impl Guard {
         }
     }
 
-    fn lines(&mut self) -> std::io::Lines<BufReader<std::process::ChildStdout>> {
-        BufReader::new(self.0.stdout.take().unwrap()).lines()
+    fn lines(&mut self) -> Lines {
+        Lines(BufReader::new(self.0.stdout.take().unwrap()))
+    }
+}
+
+/// What a process says, line by line; each within [`PATIENCE`].
+struct Lines(BufReader<ChildStdout>);
+
+impl Iterator for Lines {
+    type Item = std::io::Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.buffer().is_empty() {
+            let limit = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
+            let mut fds = [PollFd::new(self.0.get_ref(), PollFlags::IN)];
+            assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "a line, or the end");
+        }
+        // They are written whole.
+        self.0.by_ref().lines().next()
     }
 }
 
