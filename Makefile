@@ -91,11 +91,11 @@ demo: ## the main job on a terminal, in under a minute after the build (root)
 	@$(MAKE) --no-print-directory static-binary
 	@scripts/demo.sh "$(BINARY)"
 
-bench: ## memory and latency of this build, beside the bare OCI runtime and conmon (root)
+bench: ## memory, latency, hooks and seccomp of this build, beside the bare OCI runtime and conmon (root)
 	@scripts/deps.sh build bench
 	@$(MAKE) --no-print-directory static-binary
 	@scripts/bench.sh "$(BINARY)"
-	PODINIT_BINARY="$(abspath $(BINARY))" $(cargo) bench --locked --bench memory --bench latency --bench hooks
+	PODINIT_BINARY="$(abspath $(BINARY))" $(cargo) bench --locked --bench memory --bench latency --bench hooks --bench seccomp
 
 install: ## target/podinit to DESTDIR/PREFIX/bin, and the names it also answers to
 	@test -x "$(BINARY)" || { echo 'install: run `make build` first' >&2; exit 1; }
