@@ -7,7 +7,7 @@ mod common;
 mod engine;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -392,6 +392,41 @@ fn pod_has_a_user_namespace() {
     assert_eq!(fields.split_whitespace().collect::<Vec<_>>(), ["0", "200000", "65536"]);
     assert_eq!(fs::metadata(format!("/proc/{}", container.pid())).unwrap().uid(), 200_000);
     pod.remove();
+}
+
+/// A profile of the node's that names the monitor's socket, as the kubelet's `Localhost` does:
+/// CRI-O hands it on, and a plugin decides, in the container and in what is executed in it.
+#[test]
+fn profile_that_names_the_monitors_socket_is_decided_there() {
+    let crio = Crio::start();
+    for handler in HANDLERS {
+        let pod = crio.pod(handler, PidMode::Container);
+        let [keeper] = crio.keepers()[..] else { panic!("one pod") };
+        let command = fs::read_to_string(format!("/proc/{keeper}/cmdline")).unwrap();
+        let run_dir = command.split('\0').skip_while(|word| *word != "--run-dir").nth(1).unwrap();
+        let run_dir = Path::new(run_dir);
+        let mut plugin = std::process::Command::new(common::binary());
+        plugin.args(["seccomp", "answer", "--syscall", "mkdir", "--syscall", "mkdirat"]);
+        plugin.args(["--verdict", "errno:EXDEV", "--socket"]).arg(run_dir.join("plugins.sock"));
+        let mut plugin = plugin.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(plugin.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "registered\n");
+        let profile = crio.place.path("profile.json");
+        let text = common::profile(&run_dir.join("seccomp.sock"), &["mkdir", "mkdirat"]).to_string();
+        fs::write(&profile, text).unwrap();
+        let container = pod.run_with("mkdir /tmp/d; echo $?; exec sleep 600", |config| {
+            let localhost = json!({ "profile_type": 2, "localhost_ref": profile });
+            config["linux"]["security_context"]["seccomp"] = localhost;
+        });
+        let log = crio.poll("a line", || Some(container.log()).filter(|log| log.stdout.ends_with(b"\n")));
+        assert_eq!(log.stdout, b"1\n", "{handler}");
+        assert!(String::from_utf8_lossy(&log.stderr).contains("Invalid cross-device link"), "{handler}");
+        let executed = container.exec_sync("mkdir /tmp/d 2>&1 || true");
+        assert!(stdout(&executed).contains("Invalid cross-device link"), "{handler}: {executed:?}");
+        pod.remove();
+        assert!(plugin.wait().unwrap().success(), "a plugin ends with its pod");
+    }
 }
 
 /// With the node's network, as static pods of a control plane have it.
