@@ -164,6 +164,32 @@ func TestStreamingExecDoesNotWaitForTheBackground(t *testing.T) {
 	}
 }
 
+// A command that has closed its output may go on reading: it gets all of its input, and its end.
+func TestStreamingExecInputOutlivesOutput(t *testing.T) {
+	t.Parallel()
+
+	const size = 10 << 20
+
+	p := newPod(t, "crun")
+	id := p.sleeper("c")
+
+	for _, transport := range transports {
+		sent := md5.New()
+		options := remotecommand.StreamOptions{
+			Stdin: io.TeeReader(&pattern{left: size}, sent), Stdout: io.Discard, Stderr: io.Discard,
+		}
+		code := exitCode(t, p.streamExec(withDeadline(t), transport, id, options, "sh", "-c", "exec cat >/tmp/f 2>/dev/null"))
+
+		var stored bytes.Buffer
+
+		must(t, p.streamExec(withDeadline(t), transport, id, remotecommand.StreamOptions{Stdout: &stored}, "md5sum", "/tmp/f"))
+
+		if code != 0 || !strings.HasPrefix(stored.String(), fmt.Sprintf("%x ", sent.Sum(nil))) {
+			t.Errorf("%s: code %d, and not all of the input has arrived", transport, code)
+		}
+	}
+}
+
 // hundredMegabytes is the size of what is sent in each direction.
 const hundredMegabytes = 100 << 20
 
