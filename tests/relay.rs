@@ -638,6 +638,30 @@ fn container_that_does_not_read_stdin_holds_its_client_and_loses_nothing() {
 }
 
 #[test]
+fn container_that_has_closed_its_output_gets_all_of_its_input() {
+    let mut fixture = Fixture::new();
+    let early = fixture.attach(true);
+    (fixture.stdout, fixture.stderr) = (None, None);
+    let late = fixture.attach(true);
+    fixture.wait_for_stats("both", |stats| stats.clients == 2);
+    let input = lines(2 << 20);
+    let sent = input.clone();
+    let sender = std::thread::spawn(move || {
+        sent.chunks(32 << 10).for_each(|packet| late.send(packet));
+        late.half_close();
+        late
+    });
+    let mut got = Vec::new();
+    fixture.stdin.take().unwrap().read_to_end(&mut got).unwrap();
+    assert!(got == input, "{} of {} bytes", got.len(), input.len());
+    // Both directions have ended, and the process has not.
+    for client in [early, sender.join().unwrap()] {
+        assert_eq!(client.receive_all(), (Vec::new(), Vec::new(), true));
+    }
+    fixture.exit();
+}
+
+#[test]
 fn attach_socket_is_private_made_again_and_never_replaces_a_file() {
     let mut fixture = Fixture::new();
     let long = fixture.directory.path().join("d".repeat(150));

@@ -170,6 +170,32 @@ func TestAttach(t *testing.T) {
 	})
 }
 
+// A container that has closed its output may go on reading: it gets all that its client sends, and the end.
+func TestAttachedInputOutlivesOutput(t *testing.T) {
+	withRuntimes(t, func(t *testing.T, p *pod) {
+		id := p.id("c")
+
+		input, err := io.ReadAll(&pattern{left: 3 << 20})
+		must(t, err)
+
+		p.create(container{id: id, stdin: true, args: []string{
+			"sh", "-c", "exec >/tmp/f 2>/dev/null; cat; exec >&-; [ \"$(md5sum </tmp/f)\" = \"" + md5Text(input) + "  -\" ]",
+		}})
+
+		stdin, output := p.attach(id)
+		p.start(id)
+
+		_, err = stdin.Write(input)
+		must(t, err)
+		must(t, stdin.Close())
+		output.waitEnd()
+
+		if code := p.waitExit(id); code != 0 {
+			t.Errorf("exit code %d: not all of the input has arrived", code)
+		}
+	})
+}
+
 // Two clients of one container both get everything, stderr too after stdout's end.
 func TestAttachedClientsGetEveryByte(t *testing.T) {
 	withRuntimes(t, func(t *testing.T, p *pod) {
