@@ -2,8 +2,8 @@
 //! the relay serves ([`relay::attach`](crate::monitor::relay::attach) says what it
 //! promises: everything from now on for everyone, and what happens to who lags).
 //!
-//! The end of the client's input closes the container's stdin; that the client
-//! goes does not.
+//! The end of the client's input closes the container's stdin, unless the engine has
+//! said that it has no `stdinOnce`; that the client goes does not.
 
 use std::io;
 use std::path::PathBuf;
@@ -33,6 +33,8 @@ pub(super) struct Target {
     pub(super) socket: PathBuf,
     /// It has a terminal, whose input has no end.
     pub(super) terminal: bool,
+    /// What the end of the client's input does.
+    pub(super) stdin_end: StdinEnd,
 }
 
 /// Runs the session to its end.
@@ -58,7 +60,7 @@ pub(super) async fn run(monitor: Rc<Monitor>, client: Client, inbox: Inbox, targ
 }
 
 async fn connect(monitor: &Rc<Monitor>, target: &Target) -> Result<Plug, Error> {
-    let attach = Attach { path: target.socket.clone(), stdin_end: StdinEnd::HalfClose, replay: 0 };
+    let attach = Attach { path: target.socket.clone(), stdin_end: target.stdin_end, replay: 0 };
     monitor.attach(&target.id, attach).await?;
     let fail = |error| Error::io(format!("attach to container {}", target.id), error);
     let socket = sys::socket::connect(&target.socket, SocketType::SEQPACKET).map_err(fail)?;

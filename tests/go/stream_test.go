@@ -586,6 +586,49 @@ func TestStreamingAttach(t *testing.T) {
 	})
 }
 
+// A container without stdinOnce never gets an end of its input; one of which the engine says nothing does.
+func TestStreamingAttachKeepsStdinOpen(t *testing.T) {
+	t.Parallel()
+
+	p := newPod(t, "crun")
+
+	for _, transport := range transports {
+		for stdinOnce, wanted := range map[string]int{"false": 6, "true": 7, "": 7} {
+			id := p.id(transport + stdinOnce)
+			annotations := map[string]string{}
+
+			if stdinOnce != "" {
+				annotations["io.kubernetes.cri-o.StdinOnce"] = stdinOnce
+			}
+
+			p.run(container{id: id, stdin: true, annotations: annotations, args: []string{
+				"sh", "-c", "while read -r line; do echo \"got $line\"; [ \"$line\" = end ] && exit 6; done; exit 7",
+			}})
+
+			attach := func(input string) (<-chan error, *collector) {
+				output := newCollector(t)
+
+				return p.streamAttach(transport, id, remotecommand.StreamOptions{Stdin: strings.NewReader(input), Stdout: output}), output
+			}
+
+			first, output := attach("one\n")
+			output.waitFor("got one")
+
+			if stdinOnce == "false" {
+				second, output := attach("two\nend\n")
+				output.waitFor("got two\ngot end\n")
+				must(t, <-second)
+			}
+
+			must(t, <-first)
+
+			if code := p.waitExit(id); code != wanted {
+				t.Errorf("%s: stdinOnce is %q, exit code %d", transport, stdinOnce, code)
+			}
+		}
+	}
+}
+
 // A URL is good for one session, and for nothing else.
 func TestStreamingURLs(t *testing.T) {
 	t.Parallel()
