@@ -18,6 +18,7 @@ use super::inlet::{Plug, Portion};
 use super::remote::Channel;
 use super::status::Outcome;
 use super::wire::Inbox;
+use crate::limits::ACCEPT_PAUSE;
 use crate::monitor::Monitor;
 use crate::monitor::error::Error;
 use crate::monitor::id::ContainerId;
@@ -62,9 +63,17 @@ pub(super) async fn run(monitor: Rc<Monitor>, client: Client, inbox: Inbox, targ
 async fn connect(monitor: &Rc<Monitor>, target: &Target) -> Result<Plug, Error> {
     let attach = Attach { path: target.socket.clone(), stdin_end: target.stdin_end, replay: 0 };
     monitor.attach(&target.id, attach).await?;
+    let connected = loop {
+        match sys::socket::connect_now(&target.socket, SocketType::SEQPACKET) {
+            // The relay is short of descriptors. No event tells of room in its backlog.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            connected => break connected,
+        }
+    };
     let fail = |error| Error::io(format!("attach to container {}", target.id), error);
-    let socket = sys::socket::connect(&target.socket, SocketType::SEQPACKET).map_err(fail)?;
-    Plug::new(socket).map_err(fail)
+    Plug::new(connected.map_err(fail)?).map_err(fail)
 }
 
 async fn converse(
