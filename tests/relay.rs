@@ -662,6 +662,21 @@ fn container_that_has_closed_its_output_gets_all_of_its_input() {
 }
 
 #[test]
+fn empty_packet_before_the_last_ones_is_not_the_end() {
+    let mut fixture = Fixture::new();
+    let client = fixture.attach(true);
+    // The pipe is full, so nothing of what follows is taken before the client is gone.
+    let filling = vec![b'x'; 128 << 10];
+    filling.chunks(32 << 10).for_each(|packet| client.send(packet));
+    ["", "one ", "", "", "two"].iter().for_each(|packet| client.send(packet.as_bytes()));
+    drop(client);
+    let mut got = Vec::new();
+    fixture.stdin.take().unwrap().read_to_end(&mut got).unwrap();
+    assert_eq!(String::from_utf8(got.split_off(filling.len())).unwrap(), "one two");
+    fixture.exit();
+}
+
+#[test]
 fn attach_socket_is_private_made_again_and_never_replaces_a_file() {
     let mut fixture = Fixture::new();
     let long = fixture.directory.path().join("d".repeat(150));
