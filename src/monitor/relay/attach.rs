@@ -40,7 +40,8 @@
 //!
 //! Either the client shuts down its sending side and stays (*half-close*), or it
 //! goes (*disconnect*). What that means is said by who makes the socket
-//! ([`StdinEnd`]):
+//! ([`StdinEnd`]); where several ask for the same path, the last one before the
+//! client connects:
 //!
 //! * Without `stopAfterStdinEof` it means nothing: stdin stays open for the next
 //!   client. CRI-O asks for that unless a container has `stdinOnce`, and the CRI
