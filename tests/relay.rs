@@ -638,6 +638,45 @@ fn container_that_does_not_read_stdin_holds_its_client_and_loses_nothing() {
 }
 
 #[test]
+fn container_that_has_closed_its_output_gets_all_of_its_input() {
+    let mut fixture = Fixture::new();
+    let early = fixture.attach(true);
+    (fixture.stdout, fixture.stderr) = (None, None);
+    let late = fixture.attach(true);
+    fixture.wait_for_stats("both", |stats| stats.clients == 2);
+    let input = lines(2 << 20);
+    let sent = input.clone();
+    let sender = std::thread::spawn(move || {
+        sent.chunks(32 << 10).for_each(|packet| late.send(packet));
+        late.half_close();
+        late
+    });
+    let mut got = Vec::new();
+    fixture.stdin.take().unwrap().read_to_end(&mut got).unwrap();
+    assert!(got == input, "{} of {} bytes", got.len(), input.len());
+    // Both directions have ended, and the process has not.
+    for client in [early, sender.join().unwrap()] {
+        assert_eq!(client.receive_all(), (Vec::new(), Vec::new(), true));
+    }
+    fixture.exit();
+}
+
+#[test]
+fn empty_packet_before_the_last_ones_is_not_the_end() {
+    let mut fixture = Fixture::new();
+    let client = fixture.attach(true);
+    // The pipe is full, so nothing of what follows is taken before the client is gone.
+    let filling = vec![b'x'; 128 << 10];
+    filling.chunks(32 << 10).for_each(|packet| client.send(packet));
+    ["", "one ", "", "", "two"].iter().for_each(|packet| client.send(packet.as_bytes()));
+    drop(client);
+    let mut got = Vec::new();
+    fixture.stdin.take().unwrap().read_to_end(&mut got).unwrap();
+    assert_eq!(String::from_utf8(got.split_off(filling.len())).unwrap(), "one two");
+    fixture.exit();
+}
+
+#[test]
 fn attach_socket_is_private_made_again_and_never_replaces_a_file() {
     let mut fixture = Fixture::new();
     let long = fixture.directory.path().join("d".repeat(150));

@@ -16,6 +16,9 @@ use crate::monitor::id::ContainerId;
 use crate::monitor::log::options::{Given, PREFIX};
 use crate::monitor::make_private_dir;
 
+/// Where CRI-O says whether the container has `stdinOnce`: "true" or "false".
+const STDIN_ONCE: &str = "io.kubernetes.cri-o.StdinOnce";
+
 /// Where podinit's init is in a container that was asked to have it.
 const INIT_IN_CONTAINER: &str = "/run/podinit-init";
 
@@ -62,20 +65,36 @@ pub(super) fn with_init(bundle: &Path, run_dir: &Path, id: &ContainerId) -> Resu
 /// # Errors
 /// If config.json cannot be read.
 pub(super) fn log_options(bundle: &Path) -> Result<Given, Error> {
+    let mut given = Given::default();
+    given.add_annotations(annotations(bundle, PREFIX)?);
+    Ok(given)
+}
+
+/// Whether the container has `stdinOnce`, if the engine says so in an annotation of
+/// `bundle`.
+///
+/// # Errors
+/// If config.json cannot be read.
+pub(super) fn stdin_once(bundle: &Path) -> Result<Option<bool>, Error> {
+    let annotations = annotations(bundle, STDIN_ONCE)?;
+    Ok(annotations.get(STDIN_ONCE).and_then(|value| value.parse().ok()))
+}
+
+/// All annotations of `bundle` if `prefix` is in it, else none: most bundles have
+/// none that matter, and parsing costs more than looking.
+fn annotations(bundle: &Path, prefix: &str) -> Result<HashMap<String, String>, Error> {
     #[derive(Deserialize)]
     struct Annotated {
         #[serde(default)]
         annotations: HashMap<String, String>,
     }
-    let mut given = Given::default();
     let text = read_text(bundle)?;
-    // Most bundles have none, and parsing costs more than looking.
-    if memchr::memmem::find(&text, PREFIX.as_bytes()).is_some() {
-        let fail = |error| Error::Bundle { path: bundle.to_owned(), source: io::Error::other(error) };
-        let config: Annotated = serde_json::from_slice(&text).map_err(fail)?;
-        given.add_annotations(config.annotations);
+    if memchr::memmem::find(&text, prefix.as_bytes()).is_none() {
+        return Ok(HashMap::new());
     }
-    Ok(given)
+    let fail = |error| Error::Bundle { path: bundle.to_owned(), source: io::Error::other(error) };
+    let config: Annotated = serde_json::from_slice(&text).map_err(fail)?;
+    Ok(config.annotations)
 }
 
 pub(super) fn read(bundle: &Path) -> Result<Map<String, Value>, Error> {
@@ -112,6 +131,20 @@ mod tests {
         assert!(log_options(place.path()).is_err(), "values of annotations are text");
         write(&" ".repeat(usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1));
         assert!(format!("{:?}", log_options(place.path()).unwrap_err()).contains("too large"));
+    }
+
+    #[test]
+    fn stdin_once_is_what_the_engine_says() {
+        let place = tempfile::tempdir().unwrap();
+        let said = |text: &str| {
+            fs::write(place.path().join("config.json"), text).unwrap();
+            stdin_once(place.path()).unwrap()
+        };
+        assert_eq!(said(r#"{"annotations": {"io.kubernetes.cri-o.StdinOnce": "false"}}"#), Some(false));
+        assert_eq!(said(r#"{"annotations": {"io.kubernetes.cri-o.StdinOnce": "true"}}"#), Some(true));
+        assert_eq!(said(r#"{"annotations": {"io.kubernetes.cri-o.StdinOnce": "?"}}"#), None);
+        assert_eq!(said(r#"{"annotations": {"io.kubernetes.cri-o.Stdin": "true"}}"#), None);
+        assert_eq!(said("{}"), None);
     }
 
     #[test]

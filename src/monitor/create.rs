@@ -135,6 +135,7 @@ impl Monitor {
 
     async fn create_reserved(self: &Rc<Self>, mut request: CreateRequest) -> Result<Rc<Container>, Error> {
         let limits = choose_logs(&mut request)?;
+        let stdin_once = if request.stdin { bundle::stdin_once(&request.bundle)? } else { None };
         if request.init {
             request.bundle = bundle::with_init(&request.bundle, &self.config.run_dir, &request.id)?;
         }
@@ -161,6 +162,7 @@ impl Monitor {
             bundle: request.bundle,
             terminal: request.terminal,
             stdin: request.stdin,
+            stdin_once,
             created_at_ns: now_ns(),
             started_at_ns: 0,
             files: request.files,

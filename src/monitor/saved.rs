@@ -55,6 +55,10 @@ pub struct Saved {
     pub terminal: bool,
     /// Whether clients can write to its standard input.
     pub stdin: bool,
+    /// Whether that is over with the first of them (CRI: `stdinOnce`); `None` if the
+    /// engine has not said.
+    #[serde(default)]
+    pub stdin_once: Option<bool>,
     /// When its create was answered: Unix time in nanoseconds.
     pub created_at_ns: u64,
     /// When our `start` was answered; 0 if it was not us.

@@ -2,8 +2,8 @@
 //! the relay serves ([`relay::attach`](crate::monitor::relay::attach) says what it
 //! promises: everything from now on for everyone, and what happens to who lags).
 //!
-//! The end of the client's input closes the container's stdin; that the client
-//! goes does not.
+//! The end of the client's input closes the container's stdin, unless the engine has
+//! said that it has no `stdinOnce`; that the client goes does not.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ use super::inlet::{Plug, Portion};
 use super::remote::Channel;
 use super::status::Outcome;
 use super::wire::Inbox;
+use crate::limits::ACCEPT_PAUSE;
 use crate::monitor::Monitor;
 use crate::monitor::error::Error;
 use crate::monitor::id::ContainerId;
@@ -33,6 +34,8 @@ pub(super) struct Target {
     pub(super) socket: PathBuf,
     /// It has a terminal, whose input has no end.
     pub(super) terminal: bool,
+    /// What the end of the client's input does.
+    pub(super) stdin_end: StdinEnd,
 }
 
 /// Runs the session to its end.
@@ -58,11 +61,19 @@ pub(super) async fn run(monitor: Rc<Monitor>, client: Client, inbox: Inbox, targ
 }
 
 async fn connect(monitor: &Rc<Monitor>, target: &Target) -> Result<Plug, Error> {
-    let attach = Attach { path: target.socket.clone(), stdin_end: StdinEnd::HalfClose, replay: 0 };
+    let attach = Attach { path: target.socket.clone(), stdin_end: target.stdin_end, replay: 0 };
     monitor.attach(&target.id, attach).await?;
+    let connected = loop {
+        match sys::socket::connect_now(&target.socket, SocketType::SEQPACKET) {
+            // The relay is short of descriptors. No event tells of room in its backlog.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            connected => break connected,
+        }
+    };
     let fail = |error| Error::io(format!("attach to container {}", target.id), error);
-    let socket = sys::socket::connect(&target.socket, SocketType::SEQPACKET).map_err(fail)?;
-    Plug::new(socket).map_err(fail)
+    Plug::new(connected.map_err(fail)?).map_err(fail)
 }
 
 async fn converse(

@@ -10,7 +10,8 @@
 //!   the command's exit.
 //! * The command is killed with its descendants when its client is gone.
 //! * The end of the client's input closes the command's stdin; a terminal has no
-//!   such end, there the client sends the end-of-file character.
+//!   such end, there the client sends the end-of-file character. A command that has
+//!   closed its output still gets its input.
 
 use std::convert::Infallible;
 use std::io;
@@ -116,7 +117,8 @@ impl Streams {
         })
     }
 
-    /// Carries everything, until all output has been sent and the command has exited.
+    /// Carries everything, until all output has been sent and the command has exited:
+    /// one that closes its output may go on reading.
     async fn relay(self, client: &Client, child: &Child) -> Result<ExitCause, StreamError> {
         match self {
             Self::Pipes { stdin, stdout, stderr } => {
@@ -124,10 +126,11 @@ impl Streams {
                     tokio::try_join!(
                         send(client, Channel::Stdout, &stdout, child),
                         send(client, Channel::Stderr, &stderr, child),
-                    )
+                    )?;
+                    Ok(child.exited().await.into())
                 };
                 tokio::select! {
-                    sent = output => sent.map(drop)?,
+                    ended = output => ended,
                     never = take_input(client, stdin) => match never {},
                 }
             }
@@ -141,14 +144,17 @@ impl Streams {
                     client.stdin.discard();
                     std::future::pending::<Infallible>().await
                 };
+                let output = async {
+                    send(client, Channel::Stdout, &master, child).await?;
+                    Ok(child.exited().await.into())
+                };
                 tokio::select! {
-                    sent = send(client, Channel::Stdout, &master, child) => sent?,
+                    ended = output => ended,
                     never = input => match never {},
                     never = client.resizes(resize) => match never {},
                 }
             }
         }
-        Ok(child.exited().await.into())
     }
 }
 

@@ -213,10 +213,14 @@ impl Forwarder {
         let first = if kind == Some("error") { stream } else { stream.wrapping_sub(2) };
         let request = headers.get("requestid").map_or_else(|| first.to_string(), ToOwned::to_owned);
         let mut pairs = self.pairs.borrow_mut();
-        let is_full =
-            pairs.len() + self.forwards.borrow().len() >= FORWARDS_MAX && !pairs.contains_key(&request);
+        let is_refused = match (pairs.get(&request), kind) {
+            // In the place of another one it would not be counted, and that one never be forgotten.
+            (Some(pair), Some("error")) => pair.error.is_some(),
+            (Some(pair), _) => pair.forward.is_some(),
+            (None, _) => pairs.len() + self.forwards.borrow().len() >= FORWARDS_MAX,
+        };
         let pair = match (kind, port) {
-            (Some("error" | "data"), Some(_)) if !is_full => pairs.entry(request.clone()).or_default(),
+            (Some("error" | "data"), Some(_)) if !is_refused => pairs.entry(request.clone()).or_default(),
             (Some("error" | "data"), Some(_)) => {
                 spdy::put_reset(&mut answer, stream, ResetReason::RefusedStream);
                 return self.reply(&answer);

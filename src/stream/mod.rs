@@ -65,6 +65,7 @@ use crate::monitor::Monitor;
 use crate::monitor::error::Error;
 use crate::monitor::exec::ExecRequest;
 use crate::monitor::id::ContainerId;
+use crate::monitor::relay::StdinEnd;
 use crate::monitor::session::ExecStdin;
 use crate::sys;
 use command::Client;
@@ -157,9 +158,13 @@ impl Streaming {
     /// # Errors
     /// As [`Streaming::serve_exec`].
     pub fn serve_attach(self: &Rc<Self>, id: &ContainerId, streams: Channels) -> Result<String, Error> {
-        let terminal = self.monitor.living(id)?.saved.terminal;
+        let container = self.monitor.living(id)?;
+        let terminal = container.saved.terminal;
         let socket = self.monitor.streaming_socket(id);
-        let target = attach::Target { id: id.clone(), socket, terminal };
+        // The request does not say it.
+        let keeps_stdin = container.saved.stdin_once == Some(false);
+        let stdin_end = if keeps_stdin { StdinEnd::Keep } else { StdinEnd::HalfClose };
+        let target = attach::Target { id: id.clone(), socket, terminal, stdin_end };
         self.url(Ticket::Attach(target, with_terminal(streams, terminal)))
     }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/md5"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -87,6 +88,12 @@ func (c *collector) waitEnd() {
 func (p *pod) attach(id string) (io.WriteCloser, *collector) {
 	p.t.Helper()
 
+	return p.attachUntil(id, true)
+}
+
+func (p *pod) attachUntil(id string, stopAfterStdinEOF bool) (io.WriteCloser, *collector) {
+	p.t.Helper()
+
 	reader, writer := io.Pipe()
 	output := newCollector(p.t)
 	attached := make(chan struct{})
@@ -94,7 +101,7 @@ func (p *pod) attach(id string) (io.WriteCloser, *collector) {
 
 	go func() {
 		failed <- p.client.AttachContainer(context.Background(), &client.AttachConfig{
-			ID: id, SocketPath: p.path("run", id+".attach"), StopAfterStdinEOF: true, ContainerStdin: true,
+			ID: id, SocketPath: p.path("run", id+".attach"), StopAfterStdinEOF: stopAfterStdinEOF, ContainerStdin: true,
 			Streams: client.AttachStreams{
 				Stdin: &client.In{ReadCloser: reader}, Stdout: &client.Out{WriteCloser: output}, Stderr: &client.Out{WriteCloser: output},
 			},
@@ -166,6 +173,80 @@ func TestAttach(t *testing.T) {
 				t.Errorf("exit code %d", code)
 			}
 
+		}
+	})
+}
+
+// Without StopAfterStdinEOF the end of a client's input is not the container's, whether the client stays or goes.
+func TestAttachedInputWithoutStopKeepsStdinOpen(t *testing.T) {
+	withRuntimes(t, func(t *testing.T, p *pod) {
+		id := p.id("c")
+		p.run(container{id: id, stdin: true, args: []string{
+			"sh", "-c", "while read -r line; do echo \"got $line\"; [ \"$line\" = end ] && exit 6; done; exit 7",
+		}})
+
+		// The client removes the socket when it has done with its input; that must not be the next one's.
+		finish := func(stdin io.Closer) {
+			must(t, stdin.Close())
+
+			for end := time.Now().Add(deadline); ; time.Sleep(10 * time.Millisecond) {
+				if _, err := os.Stat(p.path("run", id+".attach")); os.IsNotExist(err) {
+					return
+				}
+
+				if time.Now().After(end) {
+					t.Fatal("the client has not seen the end of its input")
+				}
+			}
+		}
+
+		for _, line := range []string{"one", "two"} {
+			stdin, output := p.attachUntil(id, false)
+			_, err := fmt.Fprintln(stdin, line)
+			must(t, err)
+			output.waitFor("got " + line)
+			finish(stdin)
+			output.waitEnd()
+		}
+
+		// This one stays, for the output.
+		stdin, waiting := p.attachUntil(id, false)
+		finish(stdin)
+
+		stdin, output := p.attach(id)
+		_, err := fmt.Fprintln(stdin, "end")
+		must(t, err)
+		output.waitFor("got end")
+		waiting.waitFor("got end")
+
+		if code := p.waitExit(id); code != 6 {
+			t.Errorf("exit code %d", code)
+		}
+	})
+}
+
+// A container that has closed its output may go on reading: it gets all that its client sends, and the end.
+func TestAttachedInputOutlivesOutput(t *testing.T) {
+	withRuntimes(t, func(t *testing.T, p *pod) {
+		id := p.id("c")
+
+		input, err := io.ReadAll(&pattern{left: 3 << 20})
+		must(t, err)
+
+		p.create(container{id: id, stdin: true, args: []string{
+			"sh", "-c", "exec >/tmp/f 2>/dev/null; cat; exec >&-; [ \"$(md5sum </tmp/f)\" = \"" + md5Text(input) + "  -\" ]",
+		}})
+
+		stdin, output := p.attach(id)
+		p.start(id)
+
+		_, err = stdin.Write(input)
+		must(t, err)
+		must(t, stdin.Close())
+		output.waitEnd()
+
+		if code := p.waitExit(id); code != 0 {
+			t.Errorf("exit code %d: not all of the input has arrived", code)
 		}
 	})
 }

@@ -229,6 +229,8 @@ type container struct {
 	stdin    bool
 	memory   int64
 	logSize  uint64
+
+	annotations map[string]string
 }
 
 // id makes a container id that no other test uses.
@@ -309,7 +311,8 @@ func (p *pod) bundle(c container) {
 			"env":      []string{"PATH=/bin", "PODINIT_TEST_POD=" + p.name},
 			"cwd":      "/",
 		},
-		"root": object{"path": workspace.rootfs, "readonly": true},
+		"root":        object{"path": workspace.rootfs, "readonly": true},
+		"annotations": c.annotations,
 		"mounts": []object{
 			{"destination": "/proc", "type": "proc", "source": "proc"},
 			{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755"}},

@@ -287,3 +287,54 @@ func TestPortForwardIsRefused(t *testing.T) {
 		conn.Close()
 	}
 }
+
+// A pair of streams has one of each kind: another one is refused, and the pair goes on.
+func TestPortForwardRefusesASecondStreamOfAKind(t *testing.T) {
+	t.Parallel()
+
+	p := newPod(t, "crun")
+	n := newNetwork(t)
+	port := n.listen("127.0.0.1")
+
+	for _, transport := range transports {
+		conn, _, err := p.dialer(transport, n.path).Dial(portforward.PortForwardProtocolV1Name)
+		must(t, err)
+
+		open := func(kind, request string) (httpstream.Stream, error) {
+			headers := http.Header{}
+			headers.Set("streamType", kind)
+			headers.Set("port", port)
+			headers.Set("requestID", request)
+
+			return conn.CreateStream(headers)
+		}
+
+		for request, kinds := range map[string][2]string{"1": {"data", "error"}, "2": {"error", "data"}} {
+			streams := map[string]httpstream.Stream{}
+			streams[kinds[0]], err = open(kinds[0], request)
+			must(t, err)
+
+			for range 3 {
+				if _, err := open(kinds[0], request); err == nil {
+					t.Errorf("%s: a second %s stream was accepted", transport, kinds[0])
+				}
+			}
+
+			streams[kinds[1]], err = open(kinds[1], request)
+			must(t, err)
+
+			_, err = io.WriteString(streams["data"], "hello")
+			must(t, err)
+			must(t, streams["data"].Close())
+
+			answer, err := io.ReadAll(streams["data"])
+			must(t, err)
+
+			if string(answer) != md5Text([]byte("hello"))+"\nhello" {
+				t.Errorf("%s: answer %q", transport, answer)
+			}
+		}
+
+		conn.Close()
+	}
+}

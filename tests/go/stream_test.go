@@ -164,6 +164,32 @@ func TestStreamingExecDoesNotWaitForTheBackground(t *testing.T) {
 	}
 }
 
+// A command that has closed its output may go on reading: it gets all of its input, and its end.
+func TestStreamingExecInputOutlivesOutput(t *testing.T) {
+	t.Parallel()
+
+	const size = 10 << 20
+
+	p := newPod(t, "crun")
+	id := p.sleeper("c")
+
+	for _, transport := range transports {
+		sent := md5.New()
+		options := remotecommand.StreamOptions{
+			Stdin: io.TeeReader(&pattern{left: size}, sent), Stdout: io.Discard, Stderr: io.Discard,
+		}
+		code := exitCode(t, p.streamExec(withDeadline(t), transport, id, options, "sh", "-c", "exec cat >/tmp/f 2>/dev/null"))
+
+		var stored bytes.Buffer
+
+		must(t, p.streamExec(withDeadline(t), transport, id, remotecommand.StreamOptions{Stdout: &stored}, "md5sum", "/tmp/f"))
+
+		if code != 0 || !strings.HasPrefix(stored.String(), fmt.Sprintf("%x ", sent.Sum(nil))) {
+			t.Errorf("%s: code %d, and not all of the input has arrived", transport, code)
+		}
+	}
+}
+
 // hundredMegabytes is the size of what is sent in each direction.
 const hundredMegabytes = 100 << 20
 
@@ -558,6 +584,49 @@ func TestStreamingAttach(t *testing.T) {
 
 		p.waitExit(id)
 	})
+}
+
+// A container without stdinOnce never gets an end of its input; one of which the engine says nothing does.
+func TestStreamingAttachKeepsStdinOpen(t *testing.T) {
+	t.Parallel()
+
+	p := newPod(t, "crun")
+
+	for _, transport := range transports {
+		for stdinOnce, wanted := range map[string]int{"false": 6, "true": 7, "": 7} {
+			id := p.id(transport + stdinOnce)
+			annotations := map[string]string{}
+
+			if stdinOnce != "" {
+				annotations["io.kubernetes.cri-o.StdinOnce"] = stdinOnce
+			}
+
+			p.run(container{id: id, stdin: true, annotations: annotations, args: []string{
+				"sh", "-c", "while read -r line; do echo \"got $line\"; [ \"$line\" = end ] && exit 6; done; exit 7",
+			}})
+
+			attach := func(input string) (<-chan error, *collector) {
+				output := newCollector(t)
+
+				return p.streamAttach(transport, id, remotecommand.StreamOptions{Stdin: strings.NewReader(input), Stdout: output}), output
+			}
+
+			first, output := attach("one\n")
+			output.waitFor("got one")
+
+			if stdinOnce == "false" {
+				second, output := attach("two\nend\n")
+				output.waitFor("got two\ngot end\n")
+				must(t, <-second)
+			}
+
+			must(t, <-first)
+
+			if code := p.waitExit(id); code != wanted {
+				t.Errorf("%s: stdinOnce is %q, exit code %d", transport, stdinOnce, code)
+			}
+		}
+	}
 }
 
 // A URL is good for one session, and for nothing else.

@@ -6,7 +6,7 @@
 //! | direction | packet |
 //! | --- | --- |
 //! | to the client | kind byte (2 stdout or terminal, 3 stderr), then 1 to 8191 bytes |
-//! | to the client | the single byte 0: both channels have ended and were sent; the socket is closed next |
+//! | to the client | the single byte 0: both channels have ended and were sent, and the container takes no input any more (it has exited, or its stdin was closed); the socket is closed next |
 //! | from the client | bytes for stdin, without framing, at most [`INPUT_PACKET_MAX`] in a packet |
 //!
 //! # A client that lags
@@ -40,7 +40,8 @@
 //!
 //! Either the client shuts down its sending side and stays (*half-close*), or it
 //! goes (*disconnect*). What that means is said by who makes the socket
-//! ([`StdinEnd`]):
+//! ([`StdinEnd`]); where several ask for the same path, the last one before the
+//! client connects:
 //!
 //! * Without `stopAfterStdinEof` it means nothing: stdin stays open for the next
 //!   client. CRI-O asks for that unless a container has `stdinOnce`, and the CRI
@@ -122,7 +123,7 @@ pub(super) struct Door {
     clients: Vec<Client>,
     slot_first: u32,
     slot_next: u32,
-    /// Output has ended; whoever comes is told so.
+    /// Output and input have ended; whoever comes is told so.
     done: bool,
     /// A client has ended the input, but another one was still sending.
     eof_wanted: bool,
@@ -273,8 +274,8 @@ impl Door {
         self.clients.iter().any(Client::holds_back)
     }
 
-    /// Both channels have ended: everybody is told, after what is queued. Nobody
-    /// holds the container back any more.
+    /// Both channels have ended, and nobody can give input any more: everybody is
+    /// told, after what is queued. Nobody holds the container back any more.
     pub(super) fn finish_output(&mut self) {
         if std::mem::replace(&mut self.done, true) {
             return;

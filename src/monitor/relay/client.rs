@@ -220,9 +220,10 @@ impl Client {
         let hung_up = flags.intersects(EventFlags::HUP | EventFlags::ERR);
         let received = rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC);
         match received {
+            // An empty packet is no end: something follows.
+            Ok((0, _)) if rustix::io::ioctl_fionread(&self.socket).is_ok_and(|left| left > 0) => None,
             Ok((0, _)) if hung_up => Some(End::Disconnect),
             Ok((0, _)) if flags.contains(EventFlags::RDHUP) => Some(End::HalfClose),
-            // An empty packet.
             Ok((0, _)) | Err(Errno::AGAIN | Errno::INTR) => None,
             // It went without having read all of its output. That is said once, before what it has sent.
             Err(Errno::CONNRESET) => None,

@@ -74,6 +74,11 @@ impl Stdin {
         self.settle();
     }
 
+    /// The container can still be given input.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// The container has not taken all; bring no more.
     pub(super) fn is_full(&self) -> bool {
         !self.waiting.is_empty()

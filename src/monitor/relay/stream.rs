@@ -248,7 +248,10 @@ impl Stream {
             self.logs.do_nothing(self.is_at_end());
         }
         if self.sources.iter().all(Option::is_none) {
-            self.door.finish_output();
+            // Who can still give the process input is not parted with: only its exit is the end of that.
+            if self.finish.is_some() || !self.stdin.is_open() {
+                self.door.finish_output();
+            }
             if self.logs.are_given_up() || self.logs.are_done() {
                 self.complete();
             }
