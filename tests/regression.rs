@@ -561,6 +561,29 @@ fn as_many_descriptors_as_a_message_holds_are_taken() {
     until("closed descriptors", || descriptors_of(monitor_of(&pod)) <= before + 8);
 }
 
+/// The runtime's program is found through a descriptor, too, once it has been executed.
+#[test]
+fn every_descriptor_is_handed_over_after_an_earlier_create() {
+    let pod = Pod::start();
+    pod.run("first", "exec sleep 600");
+    let file = |number: u32| pod.place.path(&format!("passed-{number}"));
+    let files: Vec<OwnedFd> =
+        (3..256).map(|number| fs::File::create(file(number)).expect("a file").into()).collect();
+    let mut engine = Descriptors::connect(&pod);
+    let slots = engine.send(&files.iter().collect::<Vec<_>>());
+
+    let script = "for number in $(seq 3 255); do echo $number >&$number; done";
+    let mut request = pod.container("c", &["sh", "-c", script]);
+    request.additional_fds = slots;
+    request.command_args = ["--preserve-fds", "253"].map(str::to_owned).to_vec();
+    pod.create(&request).expect("create");
+    pod.start_container("c");
+    assert_eq!(pod.wait("c").how, Ended::Code(0));
+    for number in 3..256 {
+        assert_eq!(fs::read_to_string(file(number)).expect("a file"), format!("{number}\n"));
+    }
+}
+
 fn descriptors_of(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").count()
 }
