@@ -615,3 +615,30 @@ fn wrong_requests_for_descriptors_are_answered_with_a_text() {
     assert_eq!(read.read(&mut [0; 1]).expect("the end of a pipe"), 0);
     pod.assert_serves("still");
 }
+
+/// A runtime that is crun, but hangs for a while when it is called with this text.
+fn hanging(place: &Place, when: &str, script: &str) -> Options {
+    let text = format!(
+        "CRUN={}\ncase \" $* \" in {when}) {script};; esac\nexec $CRUN \"$@\"",
+        which("crun").display()
+    );
+    Options { runtime: Some(place.script("runtime", &text)), ..Options::default() }
+}
+
+#[test]
+fn time_out_of_an_exec_kills_its_command_also_when_the_runtime_hangs_after_it() {
+    let place = Place::new();
+    let options = hanging(&place, "*' exec '*'sleep 601'*", "$CRUN \"$@\"; exec sleep 1000");
+    let pod = Pod::start_in(place, options);
+    pod.run("c", "exec sleep 600");
+    let script = "touch /tmp/started; sleep 601 & exec sleep 602";
+    let timeout_ms = if common::is_emulated() { 40_000 } else { 4000 };
+    let request = ExecRequest { timeout_ms, ..exec_request(&pod, script) };
+    let result = pod.call(async |client| client.exec(&request).await).expect("an answer");
+    assert!(matches!(result.outcome, ExecOutcome::TimedOut), "{result:?}");
+    let left = pod.exec_stdout("c", "ls /tmp/started; ps -o args");
+    let is_of_interest = |line: &&str| line.starts_with("sleep 60") || *line == "/tmp/started";
+    let left: Vec<&str> = left.lines().filter(is_of_interest).collect();
+    assert_eq!(left, ["/tmp/started", "sleep 600"]);
+}
+
