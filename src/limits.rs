@@ -53,6 +53,11 @@ pub const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// all that is below it. Engines wait 10 s for the pod's server to be gone.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// How long the end of a pod by a signal waits for creates that it has interrupted: to
+/// take what there is out of the OCI runtime's books takes some 50 ms, and a runtime
+/// that hangs shall not take the time of the rest.
+pub const CREATE_PARTING_MAX: Duration = Duration::from_secs(1);
+
 /// Longest pause before a monitor that keeps dying is started again: a crash
 /// loop shall cost the node nothing, and the pod's logs shall not stand still
 /// for longer than a person looks at them.

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use common::{DEADLINE, Options, Place, Pod, children_of, kill, pidfd, wait_readable, which};
 use podinit::rpc::client::{
-    Attach, CgroupManager, Client, Ended, ExecOutcome, ExecRequest, ExecSync, OomVictim, StdinEof, Stdio,
+    Attach, CgroupManager, Client, Ended, ExecOutcome, ExecRequest, ExecSync, OomVictim, PodClient, StdinEof,
+    Stdio,
 };
 use podinit::sys::socket;
 use rustix::net::{
@@ -623,6 +624,53 @@ fn hanging(place: &Place, when: &str, script: &str) -> Options {
         which("crun").display()
     );
     Options { runtime: Some(place.script("runtime", &text)), ..Options::default() }
+}
+
+/// A pod with two containers: the OCI runtime hangs at `action` for one of them when `then`
+/// is done.
+fn while_a_runtime_hangs(action: &str, then: impl AsyncFnOnce(&Pod, &PodClient)) -> Pod {
+    let place = Place::new();
+    let begun = place.path("begun");
+    nix::unistd::mkfifo(&begun, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let when = format!("*' {action} '*-hung' '");
+    let options = hanging(&place, &when, &format!(": >{}; exec sleep 1000", begun.display()));
+    let pod = Pod::start_in(place, options);
+    pod.run("c", "exec sleep 600");
+    let request = pod.container("hung", &["sleep", "600"]);
+    pod.call(async |client| {
+        let under_way = client.clone();
+        let pending = tokio::task::spawn_local(async move {
+            let created = under_way.create_container(&request).await;
+            created.and(under_way.start_container(&request.id).await)
+        });
+        // The runtime runs when the other end of the pipe is opened.
+        let opened = std::thread::spawn(move || fs::File::open(begun).map(drop));
+        while !opened.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        then(&pod, &client).await;
+        drop(pending);
+    });
+    pod
+}
+
+/// That nothing is left in the run directory is asserted when the pod goes.
+#[test]
+fn end_of_a_pod_records_every_exit_while_a_runtime_hangs() {
+    for (action, exited) in [("create", ["c"].as_slice()), ("start", &["c", "hung"])] {
+        let check = |pod: Pod| {
+            pod.wait_end();
+            for name in exited {
+                let code = fs::read_to_string(pod.exit_path(name));
+                assert_eq!(code.expect("an exit file"), "137", "{action}: {name}");
+            }
+            pod.delete_in_runtime();
+        };
+        for signal in ["INT", "TERM"] {
+            check(while_a_runtime_hangs(action, async |pod, _| kill(pod.keeper_pid(), signal)));
+        }
+        check(while_a_runtime_hangs(action, async |_, client| client.shutdown(0).await.expect("shutdown")));
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::monitor::log::options::OptionError;
 use crate::monitor::log::{LogConfig, LogSet};
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Open, Output};
-use crate::monitor::runtime::{Call, CallOptions, Purpose, pipe};
+use crate::monitor::runtime::{Call, CallOptions, DELETE, Purpose, pipe};
 use crate::monitor::saved::{STDERR, STDIN, STDOUT, Saved, TERMINAL};
 use crate::monitor::tree::start_ticks;
 use crate::monitor::{Monitor, Slot};
@@ -317,10 +317,9 @@ impl Monitor {
     async fn delete_in_runtime(&self, id: &ContainerId, options: &CallOptions, bundle: &Path) {
         let there = self.runtime.state_dir(id).is_none_or(|directory| directory.exists());
         if there {
-            let arguments = ["delete", "--force"];
+            let arguments = [DELETE, "--force"];
             let limit = crate::limits::RUNTIME_CALL_TIMEOUT;
-            let deleted =
-                self.runtime.run(Purpose { action: "delete", id }, options, &arguments, limit).await;
+            let deleted = self.runtime.run(Purpose { action: DELETE, id }, options, &arguments, limit).await;
             if let Err(error) = deleted {
                 ::log::debug!("nothing of container {id} was left to delete: {error}");
             }
