@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use common::{DEADLINE, Options, Place, Pod, children_of, kill, pidfd, wait_readable, which};
 use podinit::rpc::client::{
-    Attach, CgroupManager, Client, Ended, ExecOutcome, ExecRequest, ExecSync, OomVictim, PodClient, StdinEof,
-    Stdio,
+    Attach, CgroupManager, Client, Ended, EventKind, ExecOutcome, ExecRequest, ExecSync, OomVictim, PodClient,
+    StdinEof, Stdio,
 };
 use podinit::sys::socket;
 use rustix::net::{
@@ -515,11 +515,7 @@ fn descriptors_reach_the_container_in_their_order() {
     assert!(error.to_string().contains(&format!("no file descriptor in slot {}", slots[0])), "{error}");
 
     // What is held open stays so until the exit, also over the death of a monitor.
-    let monitor = monitor_of(&pod);
-    let ended = pidfd(monitor).expect("a monitor");
-    kill(monitor, "KILL");
-    assert!(wait_readable(&ended));
-    pod.reconnect();
+    kill_monitor(&pod);
     pod.call(async |client| client.version().await).expect("the next monitor");
     assert!(!is_readable_now(&held), "closed before the container's exit");
     kill(pid, "KILL");
@@ -671,6 +667,38 @@ fn end_of_a_pod_records_every_exit_while_a_runtime_hangs() {
         }
         check(while_a_runtime_hangs(action, async |_, client| client.shutdown(0).await.expect("shutdown")));
     }
+}
+
+fn kill_monitor(pod: &Pod) {
+    let monitor = monitor_of(pod);
+    let ended = pidfd(monitor).expect("a monitor");
+    kill(monitor, "KILL");
+    assert!(wait_readable(&ended));
+    pod.reconnect();
+}
+
+#[test]
+fn container_whose_log_is_gone_is_followed_by_the_next_monitor() {
+    let pod = Pod::start();
+    let script = "while [ ! -e /go ]; do sleep 0.01; done; seq 100000; exit 42";
+    pod.run("c", script);
+    fs::rename(pod.place.path("logs"), pod.place.path("elsewhere")).expect("rename");
+    kill_monitor(&pod);
+    assert_eq!(pod.exec_stdout("c", "echo here"), "here\n");
+    pod.place.rootfs_file("go", b"");
+    let id = pod.id("c");
+    let exit = pod.call(async |client| client.wait_container(&id).await).expect("wait");
+    assert_eq!((exit.how, exit.log_complete), (Ended::Code(42), false));
+    assert_eq!(fs::read_to_string(pod.exit_path("c")).expect("an exit file"), "42");
+    pod.call(async |client| {
+        let mut events = client.events(0).await.expect("events");
+        loop {
+            let event = events.next().await.expect("an event");
+            if let EventKind::LogFailed(why) = event.kind {
+                return assert!(event.container == id && why.contains("open container log"), "{why}");
+            }
+        }
+    });
 }
 
 #[test]

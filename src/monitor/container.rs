@@ -58,6 +58,8 @@ pub(super) struct Streams {
     pub(super) relay: StreamId,
     /// The master of its terminal, for resizes.
     pub(super) terminal: Option<OwnedFd>,
+    /// Whether its logs are open. If not, they miss what is read.
+    pub(super) logged: bool,
 }
 
 impl Container {
@@ -195,7 +197,8 @@ impl Monitor {
             Some(streams) => drain(&self.relay, streams.relay, DRAIN_GRACE).await,
             None => None,
         };
-        let log_complete = drained.as_ref().is_some_and(|drained| drained.complete);
+        let logged = container.streams.as_ref().is_some_and(|streams| streams.logged);
+        let log_complete = logged && drained.as_ref().is_some_and(|drained| drained.complete);
         container.final_stats.replace(drained.map(|drained| Box::new(drained.stats)));
         let record = ExitRecord { cause, oom_killed: kills > 0, at_ns, log_complete };
         for (path, error) in container.saved.files.write(&record) {

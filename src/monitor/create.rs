@@ -174,7 +174,7 @@ impl Monitor {
             exit: None,
             streams: None,
         };
-        let streams = Streams { relay, terminal: ends.terminal };
+        let streams = Streams { relay, terminal: ends.terminal, logged: true };
         let container = Rc::new(Container::new(request.id, saved, child, Some(streams)));
         self.hold_open(&container, request.leak_fds);
         self.save(&container);
