@@ -58,6 +58,10 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 /// that hangs shall not take the time of the rest.
 pub const CREATE_PARTING_MAX: Duration = Duration::from_secs(1);
 
+/// How long the end of a pod waits for cleanup commands: they tell somebody of an exit,
+/// and [`STOP_TIMEOUT`] is for all of the end.
+pub const CLEANUP_PARTING_MAX: Duration = Duration::from_secs(3);
+
 /// Longest pause before a monitor that keeps dying is started again: a crash
 /// loop shall cost the node nothing, and the pod's logs shall not stand still
 /// for longer than a person looks at them.

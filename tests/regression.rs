@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use common::{DEADLINE, Options, Place, Pod, children_of, kill, pidfd, wait_readable, which};
 use podinit::rpc::client::{
-    Attach, CgroupManager, Client, Ended, EventKind, ExecOutcome, ExecRequest, ExecSync, OomVictim, PodClient,
-    StdinEof, Stdio,
+    Attach, CgroupManager, Client, CreateContainer, Ended, EventKind, ExecOutcome, ExecRequest, ExecSync,
+    OomVictim, PodClient, StdinEof, Stdio,
 };
 use podinit::sys::socket;
 use rustix::net::{
@@ -716,5 +716,53 @@ fn time_out_of_an_exec_kills_its_command_also_when_the_runtime_hangs_after_it() 
     let is_of_interest = |line: &&str| line.starts_with("sleep 60") || *line == "/tmp/started";
     let left: Vec<&str> = left.lines().filter(is_of_interest).collect();
     assert_eq!(left, ["/tmp/started", "sleep 600"]);
+}
+
+/// A container whose cleanup command is this script, with arguments of its own.
+fn with_cleanup(pod: &Pod, name: &str, script: &str) -> CreateContainer {
+    let mut request = pod.container(name, &["sh", "-c", "exec sleep 600"]);
+    request.cleanup_command = ["sh", "-c", script, "cleanup", "a b", "c"].map(str::to_owned).to_vec();
+    request
+}
+
+#[test]
+fn cleanup_command_runs_at_the_exit_with_its_arguments() {
+    let options = Options { descriptors_max: Some("-Sn 700"), ..Options::default() };
+    let pod = Pod::start_in(Place::new(), options);
+    let (said, whole) = (pod.place.path("said"), pod.place.path("whole"));
+    let script = format!(
+        "{{ printf '%s\\n' \"$@\"; ulimit -n; cat /proc/self/oom_score_adj; }} >{0}; mv {0} {1}",
+        said.display(),
+        whole.display()
+    );
+    let pid = pod.create(&with_cleanup(&pod, "c", &script)).expect("create");
+    pod.start_container("c");
+    assert!(!said.exists() && !whole.exists());
+    kill(pid, "KILL");
+    pod.wait("c");
+    until("the cleanup command", || whole.exists());
+    // Neither the monitor's limit of open files nor its protection from the kernel's killer.
+    let own = fs::read_to_string("/proc/self/oom_score_adj").expect("our own");
+    assert_eq!(fs::read_to_string(&whole).expect("its output"), format!("a b\nc\n700\n{own}"));
+}
+
+#[test]
+fn cleanup_command_ends_its_work_when_the_pod_ends() {
+    for signal in [None, Some("INT")] {
+        let pod = Pod::start();
+        let done = pod.place.path("done");
+        let script = format!("sleep 1; echo done >{}", done.display());
+        pod.create(&with_cleanup(&pod, "c", &script)).expect("create");
+        pod.start_container("c");
+        match signal {
+            None => pod.shutdown(),
+            Some(signal) => {
+                kill(pod.keeper_pid(), signal);
+                pod.wait_end();
+                pod.delete_in_runtime();
+            }
+        }
+        assert_eq!(fs::read_to_string(&done).expect("what it has done"), "done\n", "{signal:?}");
+    }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, SetOnce, oneshot};
 
-use crate::limits::{DRAIN_GRACE, DRAIN_MAX};
+use crate::limits::{CLEANUP_PARTING_MAX, DRAIN_GRACE, DRAIN_MAX};
 use crate::monitor::Monitor;
 use crate::monitor::cgroup::OomCounter;
 use crate::monitor::error::Error;
@@ -235,11 +235,30 @@ impl Monitor {
         let Some((program, arguments)) = container.saved.cleanup.split_first() else { return };
         let mut command = std::process::Command::new(program);
         command.args(arguments).stdin(std::process::Stdio::null());
-        match command.spawn() {
-            // The reaper collects it with the orphans.
-            Ok(child) => ::log::debug!("container {}: cleanup command is pid {}", container.id, child.id()),
+        self.runtime.set_apart(&mut command);
+        match command.spawn().and_then(|child| self.reaper.adopt(child.id())) {
+            Ok(child) => {
+                ::log::debug!("container {}: cleanup command is pid {}", container.id, child.pid());
+                let mut cleanups = self.cleanups.borrow_mut();
+                cleanups.retain(|cleanup| !cleanup.has_exited());
+                cleanups.push(child);
+            }
             Err(error) => ::log::error!("container {}: cannot run {program:?}: {error}", container.id),
         }
+    }
+
+    /// Waits for the cleanup commands, as long as the end of a pod may.
+    pub(super) async fn cleanups_done(&self) {
+        let cleanups = self.cleanups.take();
+        let ended = async {
+            for cleanup in &cleanups {
+                cleanup.exited().await;
+            }
+        };
+        if tokio::time::timeout(CLEANUP_PARTING_MAX, ended).await.is_err() {
+            ::log::warn!("the pod ends before a cleanup command has");
+        }
+    }
     }
 }
 

@@ -169,10 +169,7 @@ impl Runtime {
         if !passed.is_empty() {
             spawn::prepare(&mut command, passed).map_err(fail)?;
         }
-        spawn::unprotect(&mut command);
-        if let Some(soft) = self.open_files {
-            spawn::limit_open_files(&mut command, soft);
-        }
+        self.set_apart(&mut command);
         let heard = heard.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>().map_err(fail)?;
         let started = match &*self.starter.borrow() {
             Some(starter) => starter.spawn(command),
@@ -183,6 +180,15 @@ impl Runtime {
         let child = self.reaper.adopt(child.id()).map_err(fail)?;
         let interruption = (purpose.action != DELETE).then(|| Rc::clone(&self.interruption));
         Ok(Call { action: purpose.action, id: purpose.id.clone(), child, heard, interruption })
+    }
+
+    /// Gives what `command` starts neither this process's protection from the
+    /// out-of-memory killer nor its limit of open files.
+    pub(super) fn set_apart(&self, command: &mut Command) {
+        spawn::unprotect(command);
+        if let Some(soft) = self.open_files {
+            spawn::limit_open_files(command, soft);
+        }
     }
 
     /// Ends every call that is under way and makes or starts something, as if it had failed.

@@ -248,6 +248,7 @@ impl Monitor {
         self.hooks_before_pod_end().await;
         failed.extend(self.remove_sandboxes().await);
         self.end_hooks_leftovers().await;
+        self.cleanups_done().await;
         failed.into_iter().next().map_or(Ok(()), Err)
     }
 
@@ -262,12 +263,18 @@ impl Monitor {
         tokio::task::spawn_local(async move {
             monitor.hooks.part();
             let mut failed = monitor.stop_all(Duration::ZERO).await;
-            for container in monitor.all() {
-                monitor.hooks_after_delete(&container).await;
-            }
-            monitor.hooks_before_pod_end().await;
-            failed.extend(monitor.remove_sandboxes().await);
-            monitor.end_hooks_leftovers().await;
+            let namespaces = async {
+                for container in monitor.all() {
+                    monitor.hooks_after_delete(&container).await;
+                }
+                monitor.hooks_before_pod_end().await;
+                let left = monitor.remove_sandboxes().await;
+                monitor.end_hooks_leftovers().await;
+                left
+            };
+            // At the same time, since all of it must fit into what the keeper waits.
+            let (left, ()) = tokio::join!(namespaces, monitor.cleanups_done());
+            failed.extend(left);
             for error in failed {
                 ::log::error!("the pod ends all the same: {error}");
             }
