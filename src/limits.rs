@@ -62,6 +62,13 @@ pub const CREATE_PARTING_MAX: Duration = Duration::from_secs(1);
 /// and [`STOP_TIMEOUT`] is for all of the end.
 pub const CLEANUP_PARTING_MAX: Duration = Duration::from_secs(3);
 
+/// Pauses between two attempts to write an exit file that could not be written: short at
+/// first, since an engine waits for it, then doubling up to the greatest, for which a
+/// person waits who has made room.
+pub const EXIT_FILE_RETRY_MIN: Duration = Duration::from_millis(50);
+/// See [`EXIT_FILE_RETRY_MIN`].
+pub const EXIT_FILE_RETRY_MAX: Duration = Duration::from_secs(2);
+
 /// Longest pause before a monitor that keeps dying is started again: a crash
 /// loop shall cost the node nothing, and the pod's logs shall not stand still
 /// for longer than a person looks at them.

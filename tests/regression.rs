@@ -766,3 +766,23 @@ fn cleanup_command_ends_its_work_when_the_pod_ends() {
     }
 }
 
+#[test]
+fn exit_file_whose_directory_comes_late_is_written() {
+    for dies in [false, true] {
+        let pod = Pod::start();
+        let exits = pod.place.path("exits");
+        fs::remove_dir(&exits).expect("an empty directory");
+        pod.run("c", "exit 5");
+        let id = pod.id("c");
+        let exit = pod.call(async |client| client.wait_container(&id).await).expect("wait");
+        assert_eq!(exit.how, Ended::Code(5));
+        if dies {
+            kill_monitor(&pod);
+            pod.call(async |client| client.container_state(&id).await).expect("a container");
+        }
+        fs::create_dir(&exits).expect("a directory");
+        until("the exit file", || pod.exit_path("c").exists());
+        pod.wait("c");
+    }
+}
+

@@ -172,6 +172,7 @@ impl Monitor {
             oom: oom.map(|counter| counter.parts()),
             ended: None,
             exit: None,
+            unwritten: None,
             streams: None,
         };
         let streams = Streams { relay, terminal: ends.terminal, logged: true };

@@ -79,6 +79,9 @@ pub struct Saved {
     pub ended: Option<(ExitCause, u64)>,
     /// Its exit, once recorded.
     pub exit: Option<ExitRecord>,
+    /// Files of its exit that could not be written yet.
+    #[serde(default)]
+    pub unwritten: Option<Box<ExitFiles>>,
     /// The counters of its streams at their end.
     #[serde(default)]
     pub streams: Option<Box<StreamStats>>,
@@ -163,6 +166,7 @@ impl Monitor {
             limits: container.log_limits(),
             ended: container.ended.borrow().clone(),
             exit: container.exit().map(|exit| (*exit).clone()),
+            unwritten: container.unwritten.borrow().clone(),
             streams: container.final_stats.borrow().clone(),
             ..container.saved.clone()
         };
@@ -237,7 +241,10 @@ impl Monitor {
             let container = Rc::new(Container::new(id.clone(), saved, child, None));
             container.resume_as(Phase::Exited);
             container.tell_exit(record);
-            self.containers.borrow_mut().insert(id, Slot::Here(container));
+            self.containers.borrow_mut().insert(id, Slot::Here(Rc::clone(&container)));
+            if container.unwritten.borrow().is_some() {
+                tokio::task::spawn_local(Rc::clone(self).write_missing_files(container));
+            }
             return Ok(());
         }
         if let Err(error) = self.seccomp.open_for(&id, &saved.bundle) {
