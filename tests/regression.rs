@@ -786,3 +786,13 @@ fn exit_file_whose_directory_comes_late_is_written() {
     }
 }
 
+#[test]
+fn exit_of_a_container_that_gave_way_does_not_come_back() {
+    let pod = Pod::start();
+    pod.run("c", "exit 3");
+    pod.wait("c");
+    pod.delete_in_runtime();
+    pod.create(&pod.container("c", &["no-such-command"])).expect_err("no such command");
+    kill_monitor(&pod);
+    assert_eq!(pod.call(async |client| client.list_containers().await).expect("a list"), []);
+}

@@ -125,7 +125,8 @@ impl Monitor {
     fn reserve(&self, id: &ContainerId) -> Result<(), Error> {
         let mut containers = self.containers.borrow_mut();
         match containers.get(id) {
-            Some(Slot::Here(container)) if container.phase() == Phase::Exited => {}
+            // Also in its file, or the next monitor would know it again if this create fails.
+            Some(Slot::Here(container)) if container.phase() == Phase::Exited => self.unsave(id),
             Some(_) => return Err(Error::Exists(id.to_string())),
             None => {}
         }

@@ -229,18 +229,22 @@ impl Runtime {
     }
 
     /// Whether this runtime can start an exec in a sub-cgroup of its container. It is
-    /// asked once; crun and runc can, since 2021.
+    /// asked until it has answered; crun and runc can, since 2021.
     pub(super) async fn has_exec_cgroup(&self, id: &ContainerId) -> bool {
         if let Some(known) = self.exec_has_cgroup.get() {
             return known;
         }
-        let help = self.help_of_exec(id).await;
-        let has = help.as_ref().is_ok_and(|help| help.contains("--cgroup"));
-        if let Err(error) = help {
-            ::log::debug!("the OCI runtime does not say what its exec can: {error}");
+        match self.help_of_exec(id).await {
+            Ok(help) => {
+                let has = help.contains("--cgroup");
+                self.exec_has_cgroup.set(Some(has));
+                has
+            }
+            Err(error) => {
+                ::log::debug!("the OCI runtime does not say what its exec can: {error}");
+                false
+            }
         }
-        self.exec_has_cgroup.set(Some(has));
-        has
     }
 
     async fn help_of_exec(&self, id: &ContainerId) -> Result<String, Error> {
