@@ -53,10 +53,10 @@ pub const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// all that is below it. Engines wait 10 s for the pod's server to be gone.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// How long the end of a pod by a signal waits for creates that it has interrupted: to
-/// take what there is out of the OCI runtime's books takes some 50 ms, and a runtime
-/// that hangs shall not take the time of the rest.
-pub const CREATE_PARTING_MAX: Duration = Duration::from_secs(1);
+/// How long the end of a pod by a signal waits for creates that it has interrupted. A hook
+/// of one has [`HOOKS_PARTING_MAX`]; to take what there is out of the OCI runtime's books
+/// takes some 50 ms, and a runtime that hangs shall not take the time of the rest.
+pub const CREATE_PARTING_MAX: Duration = HOOKS_PARTING_MAX.saturating_add(Duration::from_millis(500));
 
 /// How long the end of a pod waits for cleanup commands: they tell somebody of an exit,
 /// and [`STOP_TIMEOUT`] is for all of the end.
