@@ -53,6 +53,22 @@ pub const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// all that is below it. Engines wait 10 s for the pod's server to be gone.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// How long the end of a pod by a signal waits for creates that it has interrupted. A hook
+/// of one has [`HOOKS_PARTING_MAX`]; to take what there is out of the OCI runtime's books
+/// takes some 50 ms, and a runtime that hangs shall not take the time of the rest.
+pub const CREATE_PARTING_MAX: Duration = HOOKS_PARTING_MAX.saturating_add(Duration::from_millis(500));
+
+/// How long the end of a pod waits for cleanup commands: they tell somebody of an exit,
+/// and [`STOP_TIMEOUT`] is for all of the end.
+pub const CLEANUP_PARTING_MAX: Duration = Duration::from_secs(3);
+
+/// Pauses between two attempts to write an exit file that could not be written: short at
+/// first, since an engine waits for it, then doubling up to the greatest, for which a
+/// person waits who has made room.
+pub const EXIT_FILE_RETRY_MIN: Duration = Duration::from_millis(50);
+/// See [`EXIT_FILE_RETRY_MIN`].
+pub const EXIT_FILE_RETRY_MAX: Duration = Duration::from_secs(2);
+
 /// Longest pause before a monitor that keeps dying is started again: a crash
 /// loop shall cost the node nothing, and the pod's logs shall not stand still
 /// for longer than a person looks at them.

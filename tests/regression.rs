@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use common::{DEADLINE, Options, Place, Pod, children_of, kill, pidfd, wait_readable, which};
 use podinit::rpc::client::{
-    Attach, CgroupManager, Client, Ended, ExecOutcome, ExecRequest, ExecSync, OomVictim, StdinEof, Stdio,
+    Attach, CgroupManager, Client, CreateContainer, Ended, EventKind, ExecOutcome, ExecRequest, ExecSync,
+    OomVictim, PodClient, StdinEof, Stdio,
 };
 use podinit::sys::socket;
 use rustix::net::{
@@ -328,11 +329,14 @@ fn command_that_begins_with_a_dash_is_a_command() {
     for runtime in ["crun", "runc"] {
         let pod = Pod::with_runtime(runtime);
         pod.run("c", "exec sleep 600");
-        for command in ["--version", "-x", "--"] {
-            let command = [command, "argument"].map(str::to_owned).to_vec();
+        for program in ["--version", "-x", "--"] {
+            let command = [program, "argument"].map(str::to_owned).to_vec();
             let request = ExecRequest { command, ..exec_request(&pod, "") };
             let result = pod.call(async |client| client.exec(&request).await).expect("an answer");
-            assert!(matches!(&result.outcome, ExecOutcome::NotStarted(_)), "{runtime}: {result:?}");
+            let ExecOutcome::NotStarted(reason) = result.outcome else { panic!("{runtime}: {result:?}") };
+            // Each runtime has quotation marks of its own.
+            let mut words = reason.split(['`', '"', '\\']);
+            assert!(words.any(|word| word == program), "{runtime}: {reason}");
         }
     }
 }
@@ -514,11 +518,7 @@ fn descriptors_reach_the_container_in_their_order() {
     assert!(error.to_string().contains(&format!("no file descriptor in slot {}", slots[0])), "{error}");
 
     // What is held open stays so until the exit, also over the death of a monitor.
-    let monitor = monitor_of(&pod);
-    let ended = pidfd(monitor).expect("a monitor");
-    kill(monitor, "KILL");
-    assert!(wait_readable(&ended));
-    pod.reconnect();
+    kill_monitor(&pod);
     pod.call(async |client| client.version().await).expect("the next monitor");
     assert!(!is_readable_now(&held), "closed before the container's exit");
     kill(pid, "KILL");
@@ -561,6 +561,29 @@ fn as_many_descriptors_as_a_message_holds_are_taken() {
     until("closed descriptors", || descriptors_of(monitor_of(&pod)) <= before + 8);
 }
 
+/// The runtime's program is found through a descriptor, too, once it has been executed.
+#[test]
+fn every_descriptor_is_handed_over_after_an_earlier_create() {
+    let pod = Pod::start();
+    pod.run("first", "exec sleep 600");
+    let file = |number: u32| pod.place.path(&format!("passed-{number}"));
+    let files: Vec<OwnedFd> =
+        (3..256).map(|number| fs::File::create(file(number)).expect("a file").into()).collect();
+    let mut engine = Descriptors::connect(&pod);
+    let slots = engine.send(&files.iter().collect::<Vec<_>>());
+
+    let script = "for number in $(seq 3 255); do echo $number >&$number; done";
+    let mut request = pod.container("c", &["sh", "-c", script]);
+    request.additional_fds = slots;
+    request.command_args = ["--preserve-fds", "253"].map(str::to_owned).to_vec();
+    pod.create(&request).expect("create");
+    pod.start_container("c");
+    assert_eq!(pod.wait("c").how, Ended::Code(0));
+    for number in 3..256 {
+        assert_eq!(fs::read_to_string(file(number)).expect("a file"), format!("{number}\n"));
+    }
+}
+
 fn descriptors_of(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").count()
 }
@@ -591,4 +614,188 @@ fn wrong_requests_for_descriptors_are_answered_with_a_text() {
     drop((engine, write));
     assert_eq!(read.read(&mut [0; 1]).expect("the end of a pipe"), 0);
     pod.assert_serves("still");
+}
+
+/// A runtime that is crun, but hangs for a while when it is called with this text.
+fn hanging(place: &Place, when: &str, script: &str) -> Options {
+    let text = format!(
+        "CRUN={}\ncase \" $* \" in {when}) {script};; esac\nexec $CRUN \"$@\"",
+        which("crun").display()
+    );
+    Options { runtime: Some(place.script("runtime", &text)), ..Options::default() }
+}
+
+/// A pod with two containers: the OCI runtime hangs at `action` for one of them when `then`
+/// is done.
+fn while_a_runtime_hangs(action: &str, then: impl AsyncFnOnce(&Pod, &PodClient)) -> Pod {
+    let place = Place::new();
+    let begun = place.path("begun");
+    nix::unistd::mkfifo(&begun, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let when = format!("*' {action} '*-hung' '");
+    let options = hanging(&place, &when, &format!(": >{}; exec sleep 1000", begun.display()));
+    let pod = Pod::start_in(place, options);
+    pod.run("c", "exec sleep 600");
+    let request = pod.container("hung", &["sleep", "600"]);
+    pod.call(async |client| {
+        let under_way = client.clone();
+        let pending = tokio::task::spawn_local(async move {
+            let created = under_way.create_container(&request).await;
+            created.and(under_way.start_container(&request.id).await)
+        });
+        // The runtime runs when the other end of the pipe is opened.
+        let opened = std::thread::spawn(move || fs::File::open(begun).map(drop));
+        while !opened.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        then(&pod, &client).await;
+        drop(pending);
+    });
+    pod
+}
+
+/// That nothing is left in the run directory is asserted when the pod goes.
+#[test]
+fn end_of_a_pod_records_every_exit_while_a_runtime_hangs() {
+    for (action, exited) in [("create", ["c"].as_slice()), ("start", &["c", "hung"])] {
+        let check = |pod: Pod| {
+            pod.wait_end();
+            for name in exited {
+                let code = fs::read_to_string(pod.exit_path(name));
+                assert_eq!(code.expect("an exit file"), "137", "{action}: {name}");
+            }
+            pod.delete_in_runtime();
+        };
+        for signal in ["INT", "TERM"] {
+            check(while_a_runtime_hangs(action, async |pod, _| kill(pod.keeper_pid(), signal)));
+        }
+        check(while_a_runtime_hangs(action, async |_, client| client.shutdown(0).await.expect("shutdown")));
+    }
+}
+
+fn kill_monitor(pod: &Pod) {
+    let monitor = monitor_of(pod);
+    let ended = pidfd(monitor).expect("a monitor");
+    kill(monitor, "KILL");
+    assert!(wait_readable(&ended));
+    pod.reconnect();
+}
+
+#[test]
+fn container_whose_log_is_gone_is_followed_by_the_next_monitor() {
+    let pod = Pod::start();
+    let script = "while [ ! -e /go ]; do sleep 0.01; done; seq 100000; exit 42";
+    pod.run("c", script);
+    fs::rename(pod.place.path("logs"), pod.place.path("elsewhere")).expect("rename");
+    kill_monitor(&pod);
+    assert_eq!(pod.exec_stdout("c", "echo here"), "here\n");
+    pod.place.rootfs_file("go", b"");
+    let id = pod.id("c");
+    let exit = pod.call(async |client| client.wait_container(&id).await).expect("wait");
+    assert_eq!((exit.how, exit.log_complete), (Ended::Code(42), false));
+    assert_eq!(fs::read_to_string(pod.exit_path("c")).expect("an exit file"), "42");
+    pod.call(async |client| {
+        let mut events = client.events(0).await.expect("events");
+        loop {
+            let event = events.next().await.expect("an event");
+            if let EventKind::LogFailed(why) = event.kind {
+                return assert!(event.container == id && why.contains("open container log"), "{why}");
+            }
+        }
+    });
+}
+
+#[test]
+fn time_out_of_an_exec_kills_its_command_also_when_the_runtime_hangs_after_it() {
+    let place = Place::new();
+    let options = hanging(&place, "*' exec '*'sleep 601'*", "$CRUN \"$@\"; exec sleep 1000");
+    let pod = Pod::start_in(place, options);
+    pod.run("c", "exec sleep 600");
+    let script = "touch /tmp/started; sleep 601 & exec sleep 602";
+    let timeout_ms = if common::is_emulated() { 40_000 } else { 4000 };
+    let request = ExecRequest { timeout_ms, ..exec_request(&pod, script) };
+    let result = pod.call(async |client| client.exec(&request).await).expect("an answer");
+    assert!(matches!(result.outcome, ExecOutcome::TimedOut), "{result:?}");
+    let left = pod.exec_stdout("c", "ls /tmp/started; ps -o args");
+    let is_of_interest = |line: &&str| line.starts_with("sleep 60") || *line == "/tmp/started";
+    let left: Vec<&str> = left.lines().filter(is_of_interest).collect();
+    assert_eq!(left, ["/tmp/started", "sleep 600"]);
+}
+
+/// A container whose cleanup command is this script, with arguments of its own.
+fn with_cleanup(pod: &Pod, name: &str, script: &str) -> CreateContainer {
+    let mut request = pod.container(name, &["sh", "-c", "exec sleep 600"]);
+    request.cleanup_command = ["sh", "-c", script, "cleanup", "a b", "c"].map(str::to_owned).to_vec();
+    request
+}
+
+#[test]
+fn cleanup_command_runs_at_the_exit_with_its_arguments() {
+    let options = Options { descriptors_max: Some("-Sn 700"), ..Options::default() };
+    let pod = Pod::start_in(Place::new(), options);
+    let (said, whole) = (pod.place.path("said"), pod.place.path("whole"));
+    let script = format!(
+        "{{ printf '%s\\n' \"$@\"; ulimit -n; cat /proc/self/oom_score_adj; }} >{0}; mv {0} {1}",
+        said.display(),
+        whole.display()
+    );
+    let pid = pod.create(&with_cleanup(&pod, "c", &script)).expect("create");
+    pod.start_container("c");
+    assert!(!said.exists() && !whole.exists());
+    kill(pid, "KILL");
+    pod.wait("c");
+    until("the cleanup command", || whole.exists());
+    // Neither the monitor's limit of open files nor its protection from the kernel's killer.
+    let own = fs::read_to_string("/proc/self/oom_score_adj").expect("our own");
+    assert_eq!(fs::read_to_string(&whole).expect("its output"), format!("a b\nc\n700\n{own}"));
+}
+
+#[test]
+fn cleanup_command_ends_its_work_when_the_pod_ends() {
+    for signal in [None, Some("INT")] {
+        let pod = Pod::start();
+        let done = pod.place.path("done");
+        let script = format!("sleep 1; echo done >{}", done.display());
+        pod.create(&with_cleanup(&pod, "c", &script)).expect("create");
+        pod.start_container("c");
+        match signal {
+            None => pod.shutdown(),
+            Some(signal) => {
+                kill(pod.keeper_pid(), signal);
+                pod.wait_end();
+                pod.delete_in_runtime();
+            }
+        }
+        assert_eq!(fs::read_to_string(&done).expect("what it has done"), "done\n", "{signal:?}");
+    }
+}
+
+#[test]
+fn exit_file_whose_directory_comes_late_is_written() {
+    for dies in [false, true] {
+        let pod = Pod::start();
+        let exits = pod.place.path("exits");
+        fs::remove_dir(&exits).expect("an empty directory");
+        pod.run("c", "exit 5");
+        let id = pod.id("c");
+        let exit = pod.call(async |client| client.wait_container(&id).await).expect("wait");
+        assert_eq!(exit.how, Ended::Code(5));
+        if dies {
+            kill_monitor(&pod);
+            pod.call(async |client| client.container_state(&id).await).expect("a container");
+        }
+        fs::create_dir(&exits).expect("a directory");
+        until("the exit file", || pod.exit_path("c").exists());
+        pod.wait("c");
+    }
+}
+
+#[test]
+fn exit_of_a_container_that_gave_way_does_not_come_back() {
+    let pod = Pod::start();
+    pod.run("c", "exit 3");
+    pod.wait("c");
+    pod.delete_in_runtime();
+    pod.create(&pod.container("c", &["no-such-command"])).expect_err("no such command");
+    kill_monitor(&pod);
+    assert_eq!(pod.call(async |client| client.list_containers().await).expect("a list"), []);
 }

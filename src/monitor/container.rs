@@ -1,19 +1,19 @@
 //! One container: what is known of it, and its way from created to exited.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, SetOnce, oneshot};
 
-use crate::limits::{DRAIN_GRACE, DRAIN_MAX};
-use crate::monitor::Monitor;
+use crate::limits::{CLEANUP_PARTING_MAX, DRAIN_GRACE, DRAIN_MAX, EXIT_FILE_RETRY_MAX, EXIT_FILE_RETRY_MIN};
 use crate::monitor::cgroup::OomCounter;
 use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
-use crate::monitor::exit::{ExitCause, ExitRecord};
+use crate::monitor::exit::{ExitCause, ExitFiles, ExitRecord};
 use crate::monitor::hooks::OfContainer;
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::{self, Effect, Input, Phase};
@@ -22,6 +22,7 @@ use crate::monitor::oom::OomTrack;
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Drained, Relay, StreamId, StreamStats};
 use crate::monitor::saved::Saved;
+use crate::monitor::{Monitor, Slot};
 use crate::sys::process::now_ns;
 
 /// A container that the OCI runtime has created.
@@ -40,6 +41,8 @@ pub struct Container {
     exit: SetOnce<Rc<ExitRecord>>,
     /// The counters of its streams, once these have ended.
     pub(super) final_stats: RefCell<Option<Box<StreamStats>>>,
+    /// Files of its exit that could not be written yet.
+    pub(super) unwritten: RefCell<Option<Box<ExitFiles>>>,
     /// Whose `start` has its turn: another one at the same time would run the hooks again.
     pub(super) start_turn: Mutex<()>,
     /// Held while the OCI runtime's `start` is under way, whose end is told before the exit.
@@ -58,6 +61,8 @@ pub(super) struct Streams {
     pub(super) relay: StreamId,
     /// The master of its terminal, for resizes.
     pub(super) terminal: Option<OwnedFd>,
+    /// Whether its logs are open. If not, they miss what is read.
+    pub(super) logged: bool,
 }
 
 impl Container {
@@ -71,6 +76,7 @@ impl Container {
             oom: saved.oom.clone().map(|(file, base)| OomTrack::new(OomCounter::resume(file, base))),
             exit: SetOnce::new(),
             final_stats: RefCell::new(saved.streams.clone()),
+            unwritten: RefCell::new(saved.unwritten.clone()),
             start_turn: Mutex::default(),
             starting: Mutex::default(),
             hooks: OfContainer::default(),
@@ -179,6 +185,16 @@ pub(super) async fn drain(relay: &Relay, stream: StreamId, grace: Duration) -> O
     tokio::time::timeout(DRAIN_MAX, receiver).await.ok()?.ok()
 }
 
+/// What is left of `files` to write, if some have failed.
+fn left_of(files: &ExitFiles, failed: &[(PathBuf, io::Error)]) -> Option<Box<ExitFiles>> {
+    let left_of = |paths: &[PathBuf]| {
+        let has_failed = |path: &&PathBuf| failed.iter().any(|(failed, _)| failed == *path);
+        paths.iter().filter(has_failed).cloned().collect()
+    };
+    let left = ExitFiles { exit: left_of(&files.exit), oom: left_of(&files.oom) };
+    (!failed.is_empty()).then(|| Box::new(left))
+}
+
 impl Monitor {
     /// Follows `container` to its exit and records it: streams to their end, OOM
     /// verdict, files, event, whoever waits. In this order.
@@ -195,12 +211,15 @@ impl Monitor {
             Some(streams) => drain(&self.relay, streams.relay, DRAIN_GRACE).await,
             None => None,
         };
-        let log_complete = drained.as_ref().is_some_and(|drained| drained.complete);
+        let logged = container.streams.as_ref().is_some_and(|streams| streams.logged);
+        let log_complete = logged && drained.as_ref().is_some_and(|drained| drained.complete);
         container.final_stats.replace(drained.map(|drained| Box::new(drained.stats)));
         let record = ExitRecord { cause, oom_killed: kills > 0, at_ns, log_complete };
-        for (path, error) in container.saved.files.write(&record) {
+        let failed = container.saved.files.write(&record);
+        for (path, error) in &failed {
             ::log::error!("container {}: cannot write exit file {}: {error}", container.id, path.display());
         }
+        container.unwritten.replace(left_of(&container.saved.files, &failed));
         container.note(Input::Recorded);
         ::log::info!("container {} exited: {record:?}", container.id);
         if record.oom_killed {
@@ -213,6 +232,9 @@ impl Monitor {
         self.save(&container);
         self.release(&container);
         self.run_cleanup(&container);
+        if container.unwritten.borrow().is_some() {
+            tokio::task::spawn_local(Rc::clone(&self).write_missing_files(container));
+        }
         self.forget_old_exits();
         self.end_if_forgotten();
     }
@@ -232,11 +254,51 @@ impl Monitor {
         let Some((program, arguments)) = container.saved.cleanup.split_first() else { return };
         let mut command = std::process::Command::new(program);
         command.args(arguments).stdin(std::process::Stdio::null());
-        match command.spawn() {
-            // The reaper collects it with the orphans.
-            Ok(child) => ::log::debug!("container {}: cleanup command is pid {}", container.id, child.id()),
+        self.runtime.set_apart(&mut command);
+        match command.spawn().and_then(|child| self.reaper.adopt(child.id())) {
+            Ok(child) => {
+                ::log::debug!("container {}: cleanup command is pid {}", container.id, child.pid());
+                let mut cleanups = self.cleanups.borrow_mut();
+                cleanups.retain(|cleanup| !cleanup.has_exited());
+                cleanups.push(child);
+            }
             Err(error) => ::log::error!("container {}: cannot run {program:?}: {error}", container.id),
         }
+    }
+
+    /// Waits for the cleanup commands, as long as the end of a pod may.
+    pub(super) async fn cleanups_done(&self) {
+        let cleanups = self.cleanups.take();
+        let ended = async {
+            for cleanup in &cleanups {
+                cleanup.exited().await;
+            }
+        };
+        if tokio::time::timeout(CLEANUP_PARTING_MAX, ended).await.is_err() {
+            ::log::warn!("the pod ends before a cleanup command has");
+        }
+    }
+
+    /// Writes the files of an exit that could not be written when it was recorded, unless
+    /// the container is forgotten before they can be.
+    pub(super) async fn write_missing_files(self: Rc<Self>, container: Rc<Container>) {
+        let mut pause = EXIT_FILE_RETRY_MIN;
+        while container.unwritten.borrow().is_some() {
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(EXIT_FILE_RETRY_MAX);
+            let is_known = matches!(
+                self.containers.borrow().get(&container.id),
+                Some(Slot::Here(known)) if Rc::ptr_eq(known, &container)
+            );
+            let (Some(record), true) = (container.exit(), is_known) else { return };
+            let Some(missing) = container.unwritten.take() else { return };
+            let failed = missing.write(&record);
+            container.unwritten.replace(left_of(&missing, &failed));
+            if failed.len() < missing.exit.len() + missing.oom.len() {
+                self.save(&container);
+            }
+        }
+        ::log::info!("container {}: its exit files are written at last", container.id);
     }
 }
 

@@ -23,7 +23,7 @@ use crate::monitor::log::options::OptionError;
 use crate::monitor::log::{LogConfig, LogSet};
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Open, Output};
-use crate::monitor::runtime::{Call, CallOptions, Purpose, pipe};
+use crate::monitor::runtime::{Call, CallOptions, DELETE, Purpose, pipe};
 use crate::monitor::saved::{STDERR, STDIN, STDOUT, Saved, TERMINAL};
 use crate::monitor::tree::start_ticks;
 use crate::monitor::{Monitor, Slot};
@@ -125,7 +125,8 @@ impl Monitor {
     fn reserve(&self, id: &ContainerId) -> Result<(), Error> {
         let mut containers = self.containers.borrow_mut();
         match containers.get(id) {
-            Some(Slot::Here(container)) if container.phase() == Phase::Exited => {}
+            // Also in its file, or the next monitor would know it again if this create fails.
+            Some(Slot::Here(container)) if container.phase() == Phase::Exited => self.unsave(id),
             Some(_) => return Err(Error::Exists(id.to_string())),
             None => {}
         }
@@ -174,9 +175,10 @@ impl Monitor {
             oom: oom.map(|counter| counter.parts()),
             ended: None,
             exit: None,
+            unwritten: None,
             streams: None,
         };
-        let streams = Streams { relay, terminal: ends.terminal };
+        let streams = Streams { relay, terminal: ends.terminal, logged: true };
         let container = Rc::new(Container::new(request.id, saved, child, Some(streams)));
         self.hold_open(&container, request.leak_fds);
         self.save(&container);
@@ -319,10 +321,9 @@ impl Monitor {
     async fn delete_in_runtime(&self, id: &ContainerId, options: &CallOptions, bundle: &Path) {
         let there = self.runtime.state_dir(id).is_none_or(|directory| directory.exists());
         if there {
-            let arguments = ["delete", "--force"];
+            let arguments = [DELETE, "--force"];
             let limit = crate::limits::RUNTIME_CALL_TIMEOUT;
-            let deleted =
-                self.runtime.run(Purpose { action: "delete", id }, options, &arguments, limit).await;
+            let deleted = self.runtime.run(Purpose { action: DELETE, id }, options, &arguments, limit).await;
             if let Err(error) = deleted {
                 ::log::debug!("nothing of container {id} was left to delete: {error}");
             }

@@ -109,37 +109,61 @@ impl Monitor {
         request: &ExecRequest,
         deadline: Option<Instant>,
     ) -> Result<(Result<Running, ExecEnd>, Option<StreamId>), Error> {
-        let expecting = self.reaper.expect();
-        let pid_file = self.execs_dir().join(self.unique("exec"));
+        let _expecting = self.reaper.expect();
+        let pid_file = self.exec_pid_file();
         let leaf = self.leaf_to_start_in(container).await;
-        let mut command = self.exec_command(container, request, &pid_file, leaf.as_ref());
+        let command = self.exec_command(container, request, pid_file.path(), leaf.as_ref());
+        let ended = match self.run_exec(container, request, command, deadline).await {
+            Ok((Outcome::Success, stream)) => match adopt_from(&self.reaper, pid_file.path()) {
+                Ok(child) => return Ok((Ok(self.note_exec(container, child, leaf)), stream)),
+                Err(error) => Ok((Err(ExecEnd::NotStarted(error.to_string())), stream)),
+            },
+            Ok((Outcome::Failed(error), stream)) => Ok((Err(ExecEnd::NotStarted(error.to_string())), stream)),
+            Ok((Outcome::TimedOut(_), stream)) => Ok((Err(ExecEnd::TimedOut), stream)),
+            Err(error) => Err(error),
+        };
+        self.abandon_exec(container, pid_file, leaf).await;
+        ended
+    }
+
+    async fn run_exec(
+        &self,
+        container: &Container,
+        request: &ExecRequest,
+        mut command: Command,
+        deadline: Option<Instant>,
+    ) -> Result<Begun, Error> {
         let process_file = self.process_file(container, request)?;
         if let Some(file) = &process_file {
             command.arg("--process").arg(file.path());
         }
         let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let (outcome, stream) = if request.terminal {
-            self.exec_with_terminal(container, request, command, limit).await?
+        if request.terminal {
+            self.exec_with_terminal(container, request, command, limit).await
         } else {
-            self.exec_with_pipes(container, request, command, limit).await?
-        };
-        let process = match outcome {
-            Outcome::Success => {
-                adopt_from(&self.reaper, &pid_file).map_err(|error| ExecEnd::NotStarted(error.to_string()))
-            }
-            Outcome::Failed(error) => Err(ExecEnd::NotStarted(error.to_string())),
-            Outcome::TimedOut(_) => Err(ExecEnd::TimedOut),
-        };
-        let process = match process {
-            Ok(child) => Ok(self.note_exec(container, child, leaf)),
-            Err(end) => {
-                abandon(leaf).await;
-                Err(end)
-            }
-        };
-        drop((expecting, process_file));
-        remove_stale(&pid_file)?;
-        Ok((process, stream))
+            self.exec_with_pipes(container, request, command, limit).await
+        }
+    }
+
+    /// Where the OCI runtime tells the pid of an exec.
+    pub(super) fn exec_pid_file(&self) -> ExecFile {
+        ExecFile(self.execs_dir().join(self.unique("exec")))
+    }
+
+    /// Ends what an exec that is not followed has left: the command, if the runtime had
+    /// started it before it failed or was killed, and its cgroup with whatever is in it.
+    pub(super) async fn abandon_exec(
+        self: &Rc<Self>,
+        container: &Container,
+        pid_file: ExecFile,
+        leaf: Option<ExecLeaf>,
+    ) {
+        if let Ok(child) = adopt_from(&self.reaper, pid_file.path()) {
+            self.note_exec(container, child, leaf).kill().await;
+        } else if let Some(leaf) = leaf {
+            leaf.kill();
+            leaf.close().await;
+        }
     }
 
     /// A process for the runtime's `exec --process`, if the environment is not the
@@ -246,12 +270,12 @@ impl Monitor {
     }
 }
 
-/// A file that one call of the runtime reads; goes when this is dropped.
+/// A file that one call of the runtime reads or writes; goes when this is dropped.
 #[derive(Debug)]
-struct ExecFile(PathBuf);
+pub(super) struct ExecFile(PathBuf);
 
 impl ExecFile {
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -294,15 +318,6 @@ pub(super) fn append_target(command: &mut Command, container: &Container, reques
     command.arg(container.id.as_str());
     if request.env.is_empty() {
         command.args(&request.command);
-    }
-}
-
-/// Ends the cgroup of an exec that did not come to run. A runtime that was killed half
-/// way may have left something in it.
-pub(super) async fn abandon(leaf: Option<ExecLeaf>) {
-    if let Some(leaf) = leaf {
-        leaf.kill();
-        leaf.close().await;
     }
 }
 

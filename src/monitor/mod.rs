@@ -95,6 +95,8 @@ pub struct Monitor {
     killed: RefCell<HashMap<PodId, Vec<Process>>>,
     unpinned: RefCell<HashMap<String, OwnedFd>>,
     execs: RefCell<HashMap<u32, Rc<Family>>>,
+    /// Cleanup commands that may still run.
+    cleanups: RefCell<Vec<Child>>,
     oom_ledger: oom::Ledger,
     fd_slots: Rc<FdSlots>,
     cgroup_mounts: cgroup::Mounts,
@@ -139,6 +141,7 @@ impl Monitor {
             killed: RefCell::default(),
             unpinned: RefCell::default(),
             execs: RefCell::default(),
+            cleanups: RefCell::default(),
             oom_ledger: oom::Ledger::default(),
             fd_slots: Rc::default(),
             cgroup_mounts: cgroup::Mounts::read(),

@@ -20,6 +20,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::limits::FDS_PER_MESSAGE_MAX;
 use crate::sys::mount;
 
 /// In a runtime's environment: it has been executed from where it cannot be written to.
@@ -91,7 +92,12 @@ impl Program {
         if magic != *b"\x7fELF" || !name.to_str().is_some_and(|name| name.starts_with("crun")) {
             return Ok(None);
         }
-        Ok(Some((mount::read_only_copy(directory)?, name.to_owned())))
+        let directory = mount::read_only_copy(directory)?;
+        // A descriptor that is passed on takes its number, from 3 on, before the program is
+        // executed. With a low limit of open files there is no other: then it is as it is.
+        let above_passed = i32::try_from(3 + FDS_PER_MESSAGE_MAX).map_err(io::Error::other)?;
+        let directory = rustix::io::fcntl_dupfd_cloexec(directory, above_passed)?;
+        Ok(Some((directory, name.to_owned())))
     }
 }
 

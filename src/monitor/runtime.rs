@@ -15,6 +15,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::limits::{RUNTIME_CALL_TIMEOUT, RUNTIME_STDERR_BYTES_MAX};
@@ -25,6 +26,7 @@ use crate::monitor::id::ContainerId;
 use crate::monitor::program::Program;
 use crate::monitor::reaper::{Child, Reaper};
 use crate::monitor::starter::Starter;
+use crate::sys::process::ChildExit;
 use crate::sys::spawn::{self, PassedFd};
 
 /// Who makes a container's cgroup.
@@ -47,6 +49,9 @@ pub struct CallOptions {
     pub env: Vec<(String, String)>,
 }
 
+/// The action of a call that takes a container out of the runtime's books.
+pub(super) const DELETE: &str = "delete";
+
 /// What a call is for, as its errors tell it.
 #[derive(Debug, Clone, Copy)]
 pub struct Purpose<'a> {
@@ -67,6 +72,8 @@ pub struct Runtime {
     starter: RefCell<Option<Starter>>,
     /// Whether its `exec` has `--cgroup`, once asked.
     exec_has_cgroup: Cell<Option<bool>>,
+    /// Tells calls that are under way to end.
+    interruption: Rc<Notify>,
 }
 
 /// A call of the runtime that is under way.
@@ -76,6 +83,8 @@ pub struct Call {
     id: ContainerId,
     child: Child,
     heard: Vec<Listener>,
+    /// `None` for a call that is always waited for.
+    interruption: Option<Rc<Notify>>,
 }
 
 /// How a call ended.
@@ -83,7 +92,8 @@ pub struct Call {
 pub enum Outcome {
     /// The runtime exited with 0.
     Success,
-    /// It exited otherwise; what it said is in the error.
+    /// It exited otherwise, and what it said is in the error; or it was killed because the
+    /// pod ends.
     Failed(Error),
     /// It was killed at the deadline; what it said is in the error.
     TimedOut(Error),
@@ -114,6 +124,7 @@ impl Runtime {
             reaper,
             starter: RefCell::default(),
             exec_has_cgroup: Cell::default(),
+            interruption: Rc::default(),
         }
     }
 
@@ -158,10 +169,7 @@ impl Runtime {
         if !passed.is_empty() {
             spawn::prepare(&mut command, passed).map_err(fail)?;
         }
-        spawn::unprotect(&mut command);
-        if let Some(soft) = self.open_files {
-            spawn::limit_open_files(&mut command, soft);
-        }
+        self.set_apart(&mut command);
         let heard = heard.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>().map_err(fail)?;
         let started = match &*self.starter.borrow() {
             Some(starter) => starter.spawn(command),
@@ -170,7 +178,22 @@ impl Runtime {
         let child = started.map_err(fail)?;
         // Our own child, not collected yet, so the pid is its. The reaper has it from here on.
         let child = self.reaper.adopt(child.id()).map_err(fail)?;
-        Ok(Call { action: purpose.action, id: purpose.id.clone(), child, heard })
+        let interruption = (purpose.action != DELETE).then(|| Rc::clone(&self.interruption));
+        Ok(Call { action: purpose.action, id: purpose.id.clone(), child, heard, interruption })
+    }
+
+    /// Gives what `command` starts neither this process's protection from the
+    /// out-of-memory killer nor its limit of open files.
+    pub(super) fn set_apart(&self, command: &mut Command) {
+        spawn::unprotect(command);
+        if let Some(soft) = self.open_files {
+            spawn::limit_open_files(command, soft);
+        }
+    }
+
+    /// Ends every call that is under way and makes or starts something, as if it had failed.
+    pub(super) fn interrupt(&self) {
+        self.interruption.notify_waiters();
     }
 
     /// Has every runtime started from behind a wall from now on, see [`Starter`]. A
@@ -206,18 +229,22 @@ impl Runtime {
     }
 
     /// Whether this runtime can start an exec in a sub-cgroup of its container. It is
-    /// asked once; crun and runc can, since 2021.
+    /// asked until it has answered; crun and runc can, since 2021.
     pub(super) async fn has_exec_cgroup(&self, id: &ContainerId) -> bool {
         if let Some(known) = self.exec_has_cgroup.get() {
             return known;
         }
-        let help = self.help_of_exec(id).await;
-        let has = help.as_ref().is_ok_and(|help| help.contains("--cgroup"));
-        if let Err(error) = help {
-            ::log::debug!("the OCI runtime does not say what its exec can: {error}");
+        match self.help_of_exec(id).await {
+            Ok(help) => {
+                let has = help.contains("--cgroup");
+                self.exec_has_cgroup.set(Some(has));
+                has
+            }
+            Err(error) => {
+                ::log::debug!("the OCI runtime does not say what its exec can: {error}");
+                false
+            }
         }
-        self.exec_has_cgroup.set(Some(has));
-        has
     }
 
     async fn help_of_exec(&self, id: &ContainerId) -> Result<String, Error> {
@@ -248,33 +275,44 @@ impl Call {
         &self.child
     }
 
-    /// Waits until the runtime has exited, at most `limit`; then it is killed with
-    /// its process group.
+    /// Waits until the runtime has exited, at most `limit` and until
+    /// [`Runtime::interrupt`]; then it is killed with its process group.
     pub async fn outcome(&mut self, limit: Option<Duration>) -> Outcome {
         let deadline = limit.map(|limit| Instant::now() + limit);
         let child = self.child.clone();
-        let exit = tokio::select! {
-            exit = child.exited() => Some(exit),
-            () = listen(&mut self.heard) => match deadline {
-                Some(deadline) => tokio::time::timeout_at(deadline, child.exited()).await.ok(),
-                None => Some(child.exited().await),
-            },
-            () = at(deadline) => None,
+        let interruption = self.interruption.clone();
+        let exited = async {
+            tokio::select! {
+                exit = child.exited() => exit,
+                () = listen(&mut self.heard) => child.exited().await,
+            }
+        };
+        let end = tokio::select! {
+            exit = exited => End::Exited(exit),
+            () = at(deadline) => End::TimedOut,
+            () = interrupted(interruption) => End::Interrupted,
         };
         for listener in &mut self.heard {
             listener.take_rest();
         }
-        let Some(exit) = exit else {
-            self.kill();
-            child.exited().await;
-            return Outcome::TimedOut(Error::RuntimeTimeout {
-                action: self.action,
-                id: self.id.to_string(),
-                limit: limit.unwrap_or_default(),
-                stderr: self.said(),
-            });
-        };
-        match ExitCause::from(exit) {
+        if let End::Exited(exit) = end {
+            return self.judge(exit.into());
+        }
+        self.kill();
+        child.exited().await;
+        if let End::Interrupted = end {
+            return Outcome::Failed(Error::ShuttingDown);
+        }
+        Outcome::TimedOut(Error::RuntimeTimeout {
+            action: self.action,
+            id: self.id.to_string(),
+            limit: limit.unwrap_or_default(),
+            stderr: self.said(),
+        })
+    }
+
+    fn judge(&self, cause: ExitCause) -> Outcome {
+        match cause {
             ExitCause::Code(0) => Outcome::Success,
             cause => Outcome::Failed(Error::Runtime {
                 action: self.action,
@@ -325,6 +363,20 @@ impl Call {
 /// What pipe2(2) says: `EMFILE` and `ENFILE` when descriptors run out.
 pub fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| Error::io("make a pipe", error))
+}
+
+/// Why a call is not waited for any more.
+enum End {
+    Exited(Option<ChildExit>),
+    TimedOut,
+    Interrupted,
+}
+
+async fn interrupted(interruption: Option<Rc<Notify>>) {
+    match interruption {
+        Some(interruption) => interruption.notified().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn at(deadline: Option<Instant>) {

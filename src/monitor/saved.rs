@@ -24,8 +24,8 @@ use crate::monitor::exec_leaf::Home;
 use crate::monitor::exit::{ExitCause, ExitFiles, ExitRecord, publish};
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::Phase;
-use crate::monitor::log::LogConfig;
 use crate::monitor::log::limit::LogLimits;
+use crate::monitor::log::{LogConfig, LogSet};
 use crate::monitor::reaper::Child;
 use crate::monitor::relay::{Open, Output, StdinGuard, StreamStats};
 use crate::monitor::runtime::{CallOptions, pipe};
@@ -83,6 +83,9 @@ pub struct Saved {
     pub ended: Option<(ExitCause, u64)>,
     /// Its exit, once recorded.
     pub exit: Option<ExitRecord>,
+    /// Files of its exit that could not be written yet.
+    #[serde(default)]
+    pub unwritten: Option<Box<ExitFiles>>,
     /// The counters of its streams at their end.
     #[serde(default)]
     pub streams: Option<Box<StreamStats>>,
@@ -167,6 +170,7 @@ impl Monitor {
             limits: container.log_limits(),
             ended: container.ended.borrow().clone(),
             exit: container.exit().map(|exit| (*exit).clone()),
+            unwritten: container.unwritten.borrow().clone(),
             streams: container.final_stats.borrow().clone(),
             ..container.saved.clone()
         };
@@ -241,30 +245,49 @@ impl Monitor {
             let container = Rc::new(Container::new(id.clone(), saved, child, None));
             container.resume_as(Phase::Exited);
             container.tell_exit(record);
-            self.containers.borrow_mut().insert(id, Slot::Here(container));
+            self.containers.borrow_mut().insert(id, Slot::Here(Rc::clone(&container)));
+            if container.unwritten.borrow().is_some() {
+                tokio::task::spawn_local(Rc::clone(self).write_missing_files(container));
+            }
             return Ok(());
         }
         if let Err(error) = self.seccomp.open_for(&id, &saved.bundle) {
             ::log::error!("{error}; no exec in container {id} will start");
         }
-        let ends = take_ends(&id, saved.stdin, kept)?;
-        let logs = open_logs(&saved.logs, &id)?;
-        let stdin_guard = self.stdin_guard(&id, &ends);
-        let open = Open { output: ends.output, stdin: ends.stdin, stdin_guard, logs, capture_max: None };
-        let streams = Streams { relay: self.relay.open(open)?, terminal: ends.terminal };
-        self.begin_log_limits(streams.relay, saved.limits);
+        // Whatever becomes of its streams, its exit has to be told.
+        let streams = self.resume_streams(&id, &saved, kept).inspect_err(|error| {
+            ::log::error!("container {id}: its streams cannot be read any more: {error}");
+            self.events.add(Some(&id), Happening::LogFailed(error.to_string()));
+        });
         let held = (0..).map_while(|number| kept.fds.remove(&format!("{id}/{HELD}{number}"))).collect();
         let child = match &saved.ended {
             Some(_) => Child::gone(saved.pid),
             None => self.reaper.resume(saved.pid, saved.start_ticks, told),
         };
         let phase = if saved.started_at_ns == 0 { Phase::Created } else { Phase::Running };
-        let container = Rc::new(Container::new(id.clone(), saved, child, Some(streams)));
+        let container = Rc::new(Container::new(id.clone(), saved, child, streams.ok()));
         container.resume_as(phase);
         container.held.replace(held);
         self.containers.borrow_mut().insert(id, Slot::Here(Rc::clone(&container)));
         tokio::task::spawn_local(Rc::clone(self).follow(container));
         Ok(())
+    }
+
+    /// A container's streams, as they were. A log that cannot be opened holds up neither
+    /// them nor the container.
+    fn resume_streams(&self, id: &ContainerId, saved: &Saved, kept: &mut Kept) -> Result<Streams, Error> {
+        let ends = take_ends(id, saved.stdin, kept)?;
+        let logs = open_logs(&saved.logs, id).inspect_err(|error| {
+            ::log::error!("container {id}: what it prints is not logged any more: {error}");
+            self.events.add(Some(id), Happening::LogFailed(error.to_string()));
+        });
+        let logged = logs.is_ok();
+        let logs = logs.unwrap_or_else(|_| LogSet::none());
+        let stdin_guard = self.stdin_guard(id, &ends);
+        let open = Open { output: ends.output, stdin: ends.stdin, stdin_guard, logs, capture_max: None };
+        let streams = Streams { relay: self.relay.open(open)?, terminal: ends.terminal, logged };
+        self.begin_log_limits(streams.relay, saved.limits);
+        Ok(streams)
     }
 }
 

@@ -9,10 +9,10 @@ use crate::limits::{RUNTIME_CALL_TIMEOUT, RUNTIME_STDERR_BYTES_MAX};
 use crate::monitor::Monitor;
 use crate::monitor::console::ConsoleSocket;
 use crate::monitor::container::Container;
-use crate::monitor::create::{adopt_from, remove_stale, terminal_of};
+use crate::monitor::create::{adopt_from, terminal_of};
 use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
-use crate::monitor::exec::{ExecRequest, abandon, append_target};
+use crate::monitor::exec::{ExecRequest, append_target};
 use crate::monitor::relay::Output;
 use crate::monitor::running::Running;
 use crate::monitor::runtime::{Outcome, Purpose, pipe};
@@ -52,27 +52,25 @@ impl Monitor {
     ) -> Result<ExecSession, Error> {
         self.refuse_if_closing()?;
         let container = self.living(&request.id)?;
-        let expecting = self.reaper.expect();
-        let pid_file = self.execs_dir().join(self.unique("exec"));
+        let _expecting = self.reaper.expect();
+        let pid_file = self.exec_pid_file();
         let leaf = self.leaf_to_start_in(&container).await;
-        let command = self.exec_command(&container, &request, &pid_file, leaf.as_ref());
+        let command = self.exec_command(&container, &request, pid_file.path(), leaf.as_ref());
         let started = if request.terminal {
             self.session_with_terminal(&container, &request, command).await
         } else {
             self.session_with_pipes(&container, &request, command, stdin).await
         };
-        let begun = started.and_then(|streams| Ok((streams, adopt_from(&self.reaper, &pid_file)?)));
-        drop(expecting);
+        let begun = started.and_then(|streams| Ok((streams, adopt_from(&self.reaper, pid_file.path())?)));
         let session = match begun {
             Ok(((output, stdin), child)) => {
                 Ok(ExecSession { running: self.note_exec(&container, child, leaf), output, stdin })
             }
             Err(error) => {
-                abandon(leaf).await;
+                self.abandon_exec(&container, pid_file, leaf).await;
                 Err(error)
             }
         };
-        remove_stale(&pid_file)?;
         session.inspect_err(|error| {
             ::log::info!("container {}: {error}", container.id);
             self.events.add(Some(&container.id), Happening::ExecFailed(error.to_string()));

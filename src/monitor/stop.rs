@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::init;
-use crate::limits::{KILL_TIMEOUT, RUNTIME_CALL_TIMEOUT};
+use crate::limits::{CREATE_PARTING_MAX, KILL_TIMEOUT, RUNTIME_CALL_TIMEOUT};
 use crate::monitor::container::Container;
 use crate::monitor::error::Error;
 use crate::monitor::event::Happening;
@@ -17,7 +17,7 @@ use crate::monitor::hooks;
 use crate::monitor::id::ContainerId;
 use crate::monitor::life::{Effect, Input, Phase};
 use crate::monitor::logging;
-use crate::monitor::runtime::Purpose;
+use crate::monitor::runtime::{DELETE, Purpose};
 use crate::monitor::seccomp;
 use crate::monitor::{Monitor, Slot};
 
@@ -156,10 +156,10 @@ impl Monitor {
         }
         // An engine may have deleted it through the runtime; then there is nothing more to do there.
         if self.runtime.state_dir(id).is_none_or(|directory| directory.exists()) {
-            let arguments = ["delete", "--force"];
+            let arguments = [DELETE, "--force"];
             self.runtime
                 .run(
-                    Purpose { action: "delete", id },
+                    Purpose { action: DELETE, id },
                     &container.saved.options,
                     &arguments,
                     RUNTIME_CALL_TIMEOUT,
@@ -177,21 +177,27 @@ impl Monitor {
     }
 
     /// Ends every container: a signal, at most `grace`, SIGKILL; all at once. New
-    /// containers are refused from now on. Returns what could not be ended.
+    /// containers are refused from now on, and those that are being made are not made.
+    /// Returns what could not be ended.
     pub async fn stop_all(self: &Rc<Self>, grace: Duration) -> Vec<Error> {
         self.closing.set(true);
         self.events.add(None, Happening::PodStopping);
-        // A create that is under way is finished first: then it can be stopped.
-        self.creates_done().await;
         let mut stopping = JoinSet::new();
-        for container in self.all() {
+        let mut stop = |container: Rc<Container>| {
             let monitor = Rc::clone(self);
             stopping.spawn_local(async move {
                 let input = if grace.is_zero() { Input::Force } else { Input::Stop };
                 monitor.notice_foreign_start(&container);
                 monitor.stop_container(&container, input, libc::SIGTERM, grace).await
             });
-        }
+        };
+        let here = self.all();
+        here.iter().cloned().for_each(&mut stop);
+        // Not waited for: a runtime may take longer than the pod has.
+        self.runtime.interrupt();
+        self.creates_undone().await;
+        let is_new = |container: &Rc<Container>| !here.iter().any(|known| Rc::ptr_eq(known, container));
+        self.all().into_iter().filter(is_new).for_each(&mut stop);
         let mut failed = Vec::new();
         while let Some(result) = stopping.join_next().await {
             match result {
@@ -204,6 +210,17 @@ impl Monitor {
             exec.kill().await;
         }
         failed
+    }
+
+    /// Waits until the creates that were interrupted have been undone; of a pod that ends by
+    /// a signal not for long.
+    async fn creates_undone(&self) {
+        let done = self.creates_done();
+        if !self.terminating.get() {
+            done.await;
+        } else if tokio::time::timeout(CREATE_PARTING_MAX, done).await.is_err() {
+            ::log::error!("the pod ends before a create that was interrupted has been undone");
+        }
     }
 
     /// Deletes every container from the OCI runtime's books.
@@ -231,6 +248,7 @@ impl Monitor {
         self.hooks_before_pod_end().await;
         failed.extend(self.remove_sandboxes().await);
         self.end_hooks_leftovers().await;
+        self.cleanups_done().await;
         failed.into_iter().next().map_or(Ok(()), Err)
     }
 
@@ -245,12 +263,18 @@ impl Monitor {
         tokio::task::spawn_local(async move {
             monitor.hooks.part();
             let mut failed = monitor.stop_all(Duration::ZERO).await;
-            for container in monitor.all() {
-                monitor.hooks_after_delete(&container).await;
-            }
-            monitor.hooks_before_pod_end().await;
-            failed.extend(monitor.remove_sandboxes().await);
-            monitor.end_hooks_leftovers().await;
+            let namespaces = async {
+                for container in monitor.all() {
+                    monitor.hooks_after_delete(&container).await;
+                }
+                monitor.hooks_before_pod_end().await;
+                let left = monitor.remove_sandboxes().await;
+                monitor.end_hooks_leftovers().await;
+                left
+            };
+            // At the same time, since all of it must fit into what the keeper waits.
+            let (left, ()) = tokio::join!(namespaces, monitor.cleanups_done());
+            failed.extend(left);
             for error in failed {
                 ::log::error!("the pod ends all the same: {error}");
             }
