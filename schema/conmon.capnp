@@ -67,7 +67,8 @@ interface Conmon @0xb737e899dd6633f1 {
     terminal @2 :Bool;
     stdin @3 :Bool;
     exitPaths @4 :List(Text);
-    # Files that receive the decimal exit code, in this order, each atomically.
+    # Files that receive the decimal exit code, each atomically; the first one, which an
+    # engine watches, last.
     oomExitPaths @5 :List(Text);
     # Files created, before the exit files, if the container was OOM-killed.
     logDrivers @6 :List(LogDriver);
@@ -114,7 +115,7 @@ interface Conmon @0xb737e899dd6633f1 {
     # message is in `stderr`); -3 with `timedOut`.
     stdout @1 :Data;
     stderr @2 :Data;
-    # Each at most 16 MiB.
+    # Each at most 16 MiB. If there was more, the last line of stderr says how much.
     timedOut @3 :Bool;
   }
 

@@ -24,8 +24,8 @@ pub const CREATE_TIMEOUT: Duration = Duration::from_secs(240);
 /// other process still holds it. What is in the pipe by then is kept.
 pub const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
-/// Client connections served at a time; more wait in the socket's backlog. An
-/// unbounded number would be an unbounded heap.
+/// Client connections served at a time. An unbounded number would be an unbounded
+/// heap. One more waits for [`CONNECTION_WAIT_MAX`], and is then refused.
 pub const CONNECTIONS_MAX: usize = 64;
 
 /// Connections that wait until one of [`CONNECTIONS_MAX`] has ended, or until
@@ -258,6 +258,20 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that were accepted and have not said a word; beyond it the oldest
 /// is closed.
 pub const SILENT_CONNECTIONS_MAX: usize = 256;
+
+/// Statuses of children that nobody has asked for, kept while a create or an exec may
+/// still ask. Each has one process to ask for; the others are orphans.
+pub const UNKNOWN_EXITS_MAX: usize = 4096;
+
+/// How often the run directory and the hook files are looked at where the kernel
+/// cannot tell of changes. One look is a stat and a listing; a pod that everybody has
+/// forgotten may last this much longer.
+pub const WATCH_FALLBACK_PERIOD: Duration = Duration::from_secs(10);
+
+/// How long a connection may wait for another to end, once there are
+/// [`CONNECTIONS_MAX`]. A burst of short calls is over by then; a client that would wait
+/// longer is told so instead.
+pub const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How long the keeper may take to tell how its child ended.
 pub const KEEPER_WORD_TIMEOUT: Duration = Duration::from_secs(5);

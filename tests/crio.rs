@@ -102,6 +102,11 @@ fn exit_files_appear_at_once_and_in_the_order_that_a_watcher_needs() {
             config["linux"]["resources"] = json!({ "memory": { "limit": 16 << 20 } });
         });
         let (bundle, watched) = (pod.bundle(name), pod.exit_path(name));
+        assert_eq!(
+            request.exit_paths,
+            [watched.clone(), bundle.join("exit")],
+            "the order of CRI-O's request"
+        );
         let watcher = Watcher::new(&[bundle.clone(), watched.parent().unwrap().to_owned()]);
         pod.create(&request).expect("create");
         pod.start_container(name);
@@ -192,7 +197,7 @@ fn monitor_runs_on_the_processors_that_its_cgroup_has_and_containers_on_theirs()
         line.expect("a list of processors").trim().to_owned()
     };
     if !tree.join("cpuset.cpus").exists() || !allowed(&all).starts_with("0-") {
-        eprintln!("skipped: no cpuset controller of cgroup v1, or one processor only");
+        common::skip("no cpuset controller of cgroup v1, or one processor only");
         return;
     }
     let pod = Pod::start();

@@ -36,7 +36,7 @@ fn rust(_: &Place, name: &str) -> Option<Command> {
 /// Says that something is missing, which in CI nothing may be.
 fn is_missing(what: &str) -> Option<Command> {
     assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{what} is needed in CI");
-    eprintln!("skipped: no {what}");
+    common::skip(&format!("no {what}"));
     None
 }
 

@@ -429,7 +429,7 @@ fn monitor_follows_the_keeper_to_its_cgroup() {
         .into_iter()
         .find(|tree| tree.join("cgroup.procs").exists())
     else {
-        eprintln!("skipped: no cgroup tree is mounted");
+        common::skip("no cgroup tree is mounted");
         return;
     };
     let group = tree.join(format!("podinit-test-{}", std::process::id()));

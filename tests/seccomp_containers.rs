@@ -251,7 +251,7 @@ fn go_storm(pod: &Pod) -> Option<()> {
     build.env("CGO_ENABLED", "0").env("GOFLAGS", "").current_dir(env!("CARGO_MANIFEST_DIR"));
     let Ok(status) = build.status() else {
         assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "go is needed in CI");
-        eprintln!("skipped: no go");
+        common::skip("no go");
         return None;
     };
     assert!(status.success(), "go build");
@@ -281,7 +281,7 @@ fn survives_its_own_signals(runtime: &str, flags: &[&str]) {
     match pod.create(&request) {
         Ok(_) => {}
         Err(error) if !flags.is_empty() && error.to_string().contains("seccomp flag") => {
-            eprintln!("skipped: {runtime} does not know the flag: {error}");
+            common::skip(&format!("{runtime} does not know the flag: {error}"));
             return;
         }
         Err(error) => panic!("{runtime}: {error}"),

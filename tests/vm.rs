@@ -1,7 +1,7 @@
 //! cgroup v2 and systemd as the manager of cgroups, with real containers.
 //!
 //! They run wherever both are; `make test-vm` brings a machine that has them. Where they are
-//! missing, the tests say so and pass, but for the machine that was made for them.
+//! missing, the tests are skipped, but for the machine that was made for them.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
 mod common;
@@ -24,7 +24,7 @@ const WAYS: [(&str, CgroupManager); 4] = [
     ("runc", CgroupManager::Systemd),
 ];
 
-/// Whether this machine has what these tests are about.
+/// Whether this machine has what these tests are about; skips the test if not.
 fn is_right_machine() -> bool {
     let has_memory = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
         .is_ok_and(|controllers| controllers.split_whitespace().any(|name| name == "memory"));
@@ -32,7 +32,7 @@ fn is_right_machine() -> bool {
     let is_made_for_it = std::env::var_os("PODINIT_VM").is_some();
     assert!(is_right || !is_made_for_it, "the virtual machine has no cgroup v2 with memory, or no systemd");
     if !is_right {
-        eprintln!("skipped: no cgroup v2 with a memory controller, or no systemd; see `make test-vm`");
+        common::skip("no cgroup v2 with a memory controller, or no systemd; see `make test-vm`");
     }
     is_right
 }

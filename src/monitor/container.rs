@@ -255,7 +255,7 @@ impl Monitor {
         let mut command = std::process::Command::new(program);
         command.args(arguments).stdin(std::process::Stdio::null());
         self.runtime.set_apart(&mut command);
-        match command.spawn().and_then(|child| self.reaper.adopt(child.id())) {
+        match command.spawn().and_then(|child| self.reaper.adopt_own(child.id())) {
             Ok(child) => {
                 ::log::debug!("container {}: cleanup command is pid {}", container.id, child.pid());
                 let mut cleanups = self.cleanups.borrow_mut();

@@ -197,6 +197,9 @@ pub enum Error {
     /// There are as many resident hooks as there may be.
     #[error("there are {0} resident hooks already; end one")]
     TooManyHooks(usize),
+    /// There are as many connections as there may be.
+    #[error("there are {0} clients already; one of them must disconnect first")]
+    TooManyClients(usize),
     /// A hook file that cannot be used: nobody can say which hooks a container would have.
     #[error("no container can be made while hook file {0}; correct or remove it")]
     HookFile(Problem),
@@ -249,7 +252,7 @@ impl Error {
             | Self::EmptySlot(_) => Code::NotFound,
             Self::Exists(_) | Self::HookExists(_) => Code::AlreadyExists,
             Self::WrongState { .. } | Self::NoTerminal(_) | Self::HookFile(_) => Code::WrongState,
-            Self::TooManyHooks(_) => Code::ResourceExhausted,
+            Self::TooManyHooks(_) | Self::TooManyClients(_) => Code::ResourceExhausted,
             Self::Hook { is_late: true, .. } => Code::Timeout,
             Self::Hook { is_late: false, .. } => Code::RuntimeFailed,
             Self::Runtime { .. }

@@ -1,8 +1,8 @@
 //! The record of an exit, and the files that tell engines about it.
 //!
-//! CRI-O watches one of the files, then reads the other and looks for the OOM
-//! file. So the OOM files come first and the watched exit file last, and every
-//! file appears under its name with its whole content.
+//! CRI-O watches the first of the files that it names, then reads the other and looks
+//! for the OOM file. So the OOM files come first, then the exit files from the last to
+//! the first, and every file appears under its name with its whole content.
 
 use std::fmt;
 use std::fs::File;
@@ -97,7 +97,8 @@ impl ExitCause {
 /// Which files tell of an exit.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ExitFiles {
-    /// Receive the decimal exit code, in this order.
+    /// Receive the decimal exit code, the first of them last: it is the one that an
+    /// engine watches.
     pub exit: Vec<PathBuf>,
     /// Created empty if the container was OOM-killed, before the others.
     pub oom: Vec<PathBuf>,
@@ -108,7 +109,7 @@ impl ExitFiles {
     pub fn write(&self, record: &ExitRecord) -> Vec<(PathBuf, io::Error)> {
         let code = record.cause.shell_code().to_string();
         let oom = self.oom.iter().filter(|_| record.oom_killed).map(|path| (path, ""));
-        let exit = self.exit.iter().map(|path| (path, code.as_str()));
+        let exit = self.exit.iter().rev().map(|path| (path, code.as_str()));
         oom.chain(exit)
             .filter_map(|(path, content)| {
                 publish(path, content.as_bytes()).err().map(|error| (path.clone(), error))
@@ -174,7 +175,7 @@ mod tests {
     fn files_hold_the_code_and_nothing_else_is_left() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let files = ExitFiles { exit: vec![at("exit"), at("watched")], oom: vec![at("oom")] };
+        let files = ExitFiles { exit: vec![at("watched"), at("exit")], oom: vec![at("oom")] };
 
         assert!(files.write(&record(ExitCause::Signal(9), true)).is_empty());
         assert_eq!(std::fs::read_to_string(at("exit")).unwrap(), "137");
@@ -202,7 +203,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let good = directory.path().join("exit");
         let bad = directory.path().join("missing/exit");
-        let files = ExitFiles { exit: vec![bad.clone(), good.clone()], oom: Vec::new() };
+        let files = ExitFiles { exit: vec![good.clone(), bad.clone()], oom: Vec::new() };
 
         let failed = files.write(&record(ExitCause::Code(7), false));
         assert_eq!(failed.len(), 1);

@@ -9,14 +9,16 @@
 //! A container may end between its runtime's exit and the moment at which its
 //! pid is read from the pid file. So while a create or exec is under way
 //! ([`Reaper::expect`]), the statuses of unknown children are remembered and
-//! [`Reaper::adopt`] finds them. No status is ever given to the wrong process: a
-//! pid is not used again before we have collected it, and it is known by then.
+//! [`Reaper::adopt`] finds them. From then on its pid is free for others, so a status
+//! is forgotten as soon as nobody can be waiting for it any more, and
+//! [`Reaper::adopt_own`] never looks for one: a child that we have just started is
+//! not collected yet, so whatever is remembered of its pid is an earlier process's.
 //!
 //! Children of an earlier monitor belong to the keeper; it reports how they
 //! ended ([`Reaper::deliver`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -27,7 +29,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::SetOnce;
 
-use crate::limits::KEEPER_WORD_TIMEOUT;
+use crate::limits::{KEEPER_WORD_TIMEOUT, UNKNOWN_EXITS_MAX};
 use crate::monitor::tree;
 use crate::sys::process::{self, ChildExit};
 
@@ -35,12 +37,60 @@ use crate::sys::process::{self, ChildExit};
 #[derive(Debug, Default)]
 pub struct Reaper {
     tracked: RefCell<HashMap<u32, Tracked>>,
-    unknown: RefCell<HashMap<u32, ChildExit>>,
+    unknown: RefCell<Unknown>,
     /// Processes that were gone when they were looked for; the keeper's word of how
     /// they ended may be on its way.
     awaited: RefCell<HashMap<u32, Promise>>,
-    expecting: Cell<usize>,
     orphans: Cell<u64>,
+}
+
+/// Statuses that were collected before anybody asked for them.
+#[derive(Debug, Default)]
+struct Unknown {
+    /// Counts what begins and what ends, so that the one can be told to be before the other.
+    clock: u64,
+    /// When each [`Expecting`] began that lives.
+    expecting: BTreeSet<u64>,
+    /// The last ones to have ended, and when: none before the oldest of `expecting`.
+    exits: VecDeque<(u64, ChildExit)>,
+}
+
+impl Unknown {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    fn remember(&mut self, exit: ChildExit) {
+        if self.expecting.is_empty() {
+            return;
+        }
+        if self.exits.len() >= UNKNOWN_EXITS_MAX {
+            self.exits.pop_front();
+        }
+        let now = self.tick();
+        self.exits.push_back((now, exit));
+    }
+
+    /// The last one of that pid; those before it are of other processes.
+    fn take(&mut self, pid: u32) -> Option<ChildExit> {
+        let exit = self.exits.iter().rev().find(|(_, exit)| exit.pid == pid).map(|(_, exit)| *exit);
+        self.forget(pid);
+        exit
+    }
+
+    fn forget(&mut self, pid: u32) {
+        self.exits.retain(|(_, exit)| exit.pid != pid);
+    }
+
+    fn expected(&mut self, since: u64) {
+        self.expecting.remove(&since);
+        let Some(oldest) = self.expecting.first() else {
+            self.exits = VecDeque::new();
+            return;
+        };
+        while self.exits.pop_front_if(|(at, _)| &*at < oldest).is_some() {}
+    }
 }
 
 #[derive(Debug)]
@@ -85,15 +135,14 @@ pub struct Child {
 
 /// While one of these lives, statuses of unknown children are remembered.
 #[derive(Debug)]
-pub struct Expecting(Rc<Reaper>);
+pub struct Expecting {
+    reaper: Rc<Reaper>,
+    since: u64,
+}
 
 impl Drop for Expecting {
     fn drop(&mut self) {
-        let left = self.0.expecting.get() - 1;
-        self.0.expecting.set(left);
-        if left == 0 {
-            self.0.unknown.take();
-        }
+        self.reaper.unknown.borrow_mut().expected(self.since);
     }
 }
 
@@ -152,20 +201,34 @@ impl Reaper {
     /// Announces that a process may appear whose pid is not known yet.
     #[must_use]
     pub fn expect(self: &Rc<Self>) -> Expecting {
-        self.expecting.set(self.expecting.get() + 1);
-        Expecting(Rc::clone(self))
+        let mut unknown = self.unknown.borrow_mut();
+        let since = unknown.tick();
+        unknown.expecting.insert(since);
+        Expecting { reaper: Rc::clone(self), since }
     }
 
-    /// Tracks `pid`: a child of ours, of a runtime that has exited, or of the
-    /// keeper. Hold an [`Expecting`] from before the process could exist, if it is
-    /// not our own fresh child.
+    /// Tracks `pid`, which a runtime that has exited has left to us. Hold an
+    /// [`Expecting`] from before the process could exist.
     ///
     /// # Errors
     /// What pidfd_open(2) says: `ESRCH` if there is no such process.
     pub fn adopt(&self, pid: u32) -> io::Result<Child> {
-        if let Some(exit) = self.unknown.borrow_mut().remove(&pid) {
-            return Ok(Child::told(pid, Some(exit)));
+        match self.unknown.borrow_mut().take(pid) {
+            Some(exit) => Ok(Child::told(pid, Some(exit))),
+            None => self.track(pid),
         }
+    }
+
+    /// Tracks a child that we have started and not collected yet.
+    ///
+    /// # Errors
+    /// What pidfd_open(2) says.
+    pub fn adopt_own(&self, pid: u32) -> io::Result<Child> {
+        self.unknown.borrow_mut().forget(pid);
+        self.track(pid)
+    }
+
+    fn track(&self, pid: u32) -> io::Result<Child> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = Rc::new(rustix::process::pidfd_open(raw, PidfdFlags::empty())?);
         let (promise, exit) = Promise::new();
@@ -180,7 +243,7 @@ impl Reaper {
         if let Some(exit) = told {
             return Child::told(pid, Some(exit));
         }
-        let Ok(child) = self.adopt(pid) else { return self.await_word(pid) };
+        let Ok(child) = self.track(pid) else { return self.await_word(pid) };
         // Looked at after the pidfd was opened: from then on the pid cannot change hands unseen.
         if tree::start_ticks(pid) != Some(start_ticks) {
             self.tracked.borrow_mut().remove(&pid);
@@ -242,9 +305,7 @@ impl Reaper {
                 self.deliver(exit);
             } else {
                 self.orphans.set(self.orphans.get() + 1);
-                if self.expecting.get() > 0 {
-                    self.unknown.borrow_mut().insert(exit.pid, exit);
-                }
+                self.unknown.borrow_mut().remember(exit);
             }
         }
         Ok(())
@@ -254,5 +315,84 @@ impl Reaper {
     #[must_use]
     pub fn orphans(&self) -> u64 {
         self.orphans.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::process::Ended;
+
+    fn exit(pid: u32, code: u8) -> ChildExit {
+        ChildExit { pid, how: Ended::Code(code), at_ns: 0 }
+    }
+
+    fn remember(reaper: &Reaper, pid: u32, code: u8) {
+        reaper.unknown.borrow_mut().remember(exit(pid, code));
+    }
+
+    fn known(reaper: &Reaper) -> usize {
+        reaper.unknown.borrow().exits.len()
+    }
+
+    #[test]
+    fn status_is_remembered_while_somebody_may_ask_for_it() {
+        let reaper = Rc::new(Reaper::default());
+        remember(&reaper, 1, 1);
+        assert_eq!(known(&reaper), 0, "nobody expects it");
+
+        let first = reaper.expect();
+        remember(&reaper, 2, 2);
+        let second = reaper.expect();
+        remember(&reaper, 3, 3);
+        drop(first);
+        assert_eq!(known(&reaper), 1, "what ended before the second began is not the second's");
+        assert!(reaper.adopt(3).unwrap().has_exited());
+        remember(&reaper, 4, 4);
+        let third = reaper.expect();
+        drop(third);
+        assert_eq!(known(&reaper), 1);
+        drop(second);
+        assert_eq!(known(&reaper), 0);
+    }
+
+    #[test]
+    fn calls_that_overlap_for_ever_do_not_fill_the_memory() {
+        let reaper = Rc::new(Reaper::default());
+        let _long = reaper.expect();
+        for _ in 0..2 * UNKNOWN_EXITS_MAX {
+            remember(&reaper, 7, 7);
+        }
+        assert_eq!(known(&reaper), UNKNOWN_EXITS_MAX);
+
+        let reaper = Rc::new(Reaper::default());
+        let mut running = reaper.expect();
+        for pid in 0..1000 {
+            remember(&reaper, pid, 0);
+            let next = reaper.expect();
+            drop(std::mem::replace(&mut running, next));
+            assert!(known(&reaper) <= 2);
+        }
+    }
+
+    #[test]
+    fn our_own_child_never_gets_the_status_of_an_earlier_process() {
+        let reaper = Rc::new(Reaper::default());
+        let _expecting = reaper.expect();
+        let pid = std::process::id();
+        remember(&reaper, pid, 9);
+        remember(&reaper, pid, 8);
+        assert!(!reaper.adopt_own(pid).unwrap().has_exited());
+        assert_eq!(known(&reaper), 0, "nor does anybody else");
+    }
+
+    #[test]
+    fn of_two_processes_with_one_pid_the_later_is_meant() {
+        let reaper = Rc::new(Reaper::default());
+        let _expecting = reaper.expect();
+        remember(&reaper, 7, 1);
+        remember(&reaper, 7, 2);
+        let child = reaper.adopt(7).unwrap();
+        assert_eq!(child.exit.get(), Some(&Some(exit(7, 2))));
     }
 }

@@ -177,7 +177,7 @@ impl Runtime {
         };
         let child = started.map_err(fail)?;
         // Our own child, not collected yet, so the pid is its. The reaper has it from here on.
-        let child = self.reaper.adopt(child.id()).map_err(fail)?;
+        let child = self.reaper.adopt_own(child.id()).map_err(fail)?;
         let interruption = (purpose.action != DELETE).then(|| Rc::clone(&self.interruption));
         Ok(Call { action: purpose.action, id: purpose.id.clone(), child, heard, interruption })
     }

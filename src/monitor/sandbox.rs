@@ -114,7 +114,7 @@ impl Monitor {
         let Sandbox { record, made } = sandbox;
         let Some(set) = made else { return record };
         // Our child, and not collected: the pid is its.
-        if let Some(init) = set.init.and_then(|init| self.reaper.adopt(init.pid).ok()) {
+        if let Some(init) = set.init.and_then(|init| self.reaper.adopt_own(init.pid).ok()) {
             self.follow_init(pod.clone(), init);
         }
         for made in set.namespaces.into_iter().filter(|made| made.created && made.path.is_none()) {

@@ -3,14 +3,14 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::limits::FDS_PER_MESSAGE_MAX;
+use crate::limits::{EXEC_OUTPUT_BYTES_MAX, FDS_PER_MESSAGE_MAX};
 use crate::monitor::Monitor;
 use crate::monitor::create::CreateRequest;
 use crate::monitor::error::Error;
 use crate::monitor::exec::{ExecEnd, ExecRequest};
 use crate::monitor::exit::ExitFiles;
 use crate::monitor::log::{LogConfig, LogKind};
-use crate::monitor::relay::{Attach, StdinEnd};
+use crate::monitor::relay::{Attach, Captured, StdinEnd};
 use crate::monitor::runtime::CallOptions;
 use crate::rpc::convert::{
     bounded, cgroup_manager, container_id, malformed, pairs, path, paths, refuse, text, texts,
@@ -25,6 +25,9 @@ use crate::version::BUILD;
 /// Exit codes of execSync that deployed clients know.
 const EXEC_NOT_STARTED: i32 = -2;
 const EXEC_TIMED_OUT: i32 = -3;
+
+/// Bytes of the line that says what an answer does not have.
+const LOSS_BYTES_MAX: usize = 256;
 
 impl Server for PodServer {
     async fn version(
@@ -88,10 +91,15 @@ impl Server for PodServer {
                 response.set_stderr(b"the command is empty; name a program to execute");
                 return Ok(());
             }
+            let id = request.id.clone();
             let outcome = detached(async move { monitor.exec(request).await }).await?;
+            let mut output = outcome.output;
+            if let Some(loss) = tell_loss(&mut output) {
+                ::log::warn!("container {id}: {loss}");
+            }
             let mut response = results.get().init_response();
-            response.set_stdout(&outcome.output.stdout);
-            response.set_stderr(&outcome.output.stderr);
+            response.set_stdout(&output.stdout);
+            response.set_stderr(&output.stderr);
             match outcome.end {
                 ExecEnd::Exited(cause) => response.set_exit_code(cause.shell_code()),
                 ExecEnd::NotStarted(reason) => {
@@ -253,6 +261,27 @@ impl Server for PodServer {
     }
 }
 
+/// Ends standard error with a line about what was not kept, if anything was not: the
+/// answer has no field for it. The stream stays within its limit.
+fn tell_loss(output: &mut Captured) -> Option<String> {
+    let Captured { stderr, stdout_dropped, stderr_dropped, .. } = output;
+    if *stdout_dropped == 0 && *stderr_dropped == 0 {
+        return None;
+    }
+    let cut = stderr.len().saturating_sub(EXEC_OUTPUT_BYTES_MAX - LOSS_BYTES_MAX);
+    stderr.truncate(stderr.len() - cut);
+    *stderr_dropped += cut as u64;
+    let loss = format!(
+        "an exec's output is kept up to {EXEC_OUTPUT_BYTES_MAX} bytes of each stream; \
+         lost {stdout_dropped} of stdout, {stderr_dropped} of stderr"
+    );
+    if stderr.last().is_some_and(|last| *last != b'\n') {
+        stderr.push(b'\n');
+    }
+    stderr.extend_from_slice(format!("podinit: {loss}\n").as_bytes());
+    Some(loss)
+}
+
 pub(super) fn create_request(
     request: wire::create_container_request::Reader<'_>,
     monitor: &Monitor,
@@ -358,3 +387,27 @@ fn exec_request(request: wire::exec_sync_container_request::Reader<'_>) -> Resul
 /// A hundred years: clients that mean "for ever" send huge numbers, and a clock
 /// must be able to add them.
 const EXEC_SECONDS_MAX: u64 = 100 * 365 * 86400;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loss_is_told_within_the_limit_and_counted_to_the_byte() {
+        let mut output = Captured { stderr: b"err".to_vec(), ..Captured::default() };
+        assert_eq!(tell_loss(&mut output), None);
+        assert_eq!(output.stderr, b"err");
+
+        output.stdout_dropped = 7;
+        let loss = tell_loss(&mut output).unwrap();
+        assert!(loss.ends_with("lost 7 of stdout, 0 of stderr"), "{loss}");
+        assert_eq!(output.stderr, format!("err\npodinit: {loss}\n").as_bytes());
+
+        let (stderr, most) = (vec![b'x'; EXEC_OUTPUT_BYTES_MAX], u64::MAX / 2);
+        let mut full = Captured { stderr, stdout_dropped: most, stderr_dropped: most, ..Captured::default() };
+        tell_loss(&mut full).unwrap();
+        assert!(full.stderr.len() <= EXEC_OUTPUT_BYTES_MAX);
+        let kept = full.stderr.iter().position(|byte| *byte == b'\n').unwrap();
+        assert_eq!(full.stderr_dropped, most + (EXEC_OUTPUT_BYTES_MAX - kept) as u64);
+    }
+}

@@ -2,8 +2,9 @@
 //!
 //! A connection costs memory once it has said something: until then it is only a
 //! descriptor in a queue. At most [`CONNECTIONS_MAX`] connections are served at a
-//! time; of the silent ones the oldest is closed when there are too many, or when
-//! descriptors run out, so that idle connections cannot lock anybody out.
+//! time; one more waits for a while and is then told that there is no room. Of the
+//! silent ones the oldest is closed when there are too many, or when descriptors run
+//! out, so that connections that say nothing cannot lock anybody out.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -14,13 +15,13 @@ use std::time::Duration;
 
 use capnp::message::ReaderOptions;
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use capnp_rpc::{Disconnector, RpcSystem, twoparty};
+use capnp_rpc::{Disconnector, RpcSystem, rpc_capnp, twoparty};
 use tokio::io::{BufReader, BufWriter};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-use crate::limits::{CONNECTIONS_MAX, SILENT_CONNECTIONS_MAX};
+use crate::limits::{CONNECTION_WAIT_MAX, CONNECTIONS_MAX, SILENT_CONNECTIONS_MAX};
 use crate::monitor::Monitor;
 use crate::monitor::error::Error;
 use crate::rpc::convert::refuse;
@@ -154,8 +155,12 @@ impl Server {
         if !speaks {
             return;
         }
-        // The semaphore is never closed.
-        let Ok(permit) = self.permits.acquire().await else { return };
+        // The semaphore is never closed, so there is no room if there is no permit.
+        let permit = tokio::time::timeout(CONNECTION_WAIT_MAX, self.permits.acquire()).await;
+        let Ok(Ok(permit)) = permit else {
+            send_away(&stream);
+            return;
+        };
         let (reader, writer) = stream.into_split();
         let options = ReaderOptions {
             traversal_limit_in_words: Some(REQUEST_WORDS_MAX),
@@ -176,6 +181,25 @@ impl Server {
             // A burst of connections leaves free lists behind that glibc would keep.
             sys::heap::trim();
         }
+    }
+}
+
+/// Tells a client that there is no room, so that it need not wait for an answer
+/// until its own patience ends. None of those that are served is closed instead: a
+/// silent one may hold what it subscribed to, or be an engine that calls rarely.
+fn send_away(stream: &UnixStream) {
+    let error = refuse(&Error::TooManyClients(CONNECTIONS_MAX));
+    ::log::warn!("sent a client away: {}", error.extra);
+    let mut message = capnp::message::Builder::new_default();
+    let mut abort = message.init_root::<rpc_capnp::message::Builder<'_>>().init_abort();
+    abort.set_reason(error.extra.as_str());
+    abort.set_type(rpc_capnp::exception::Type::Overloaded);
+    // A socket that is closed with bytes in it has its peer's calls fail with ECONNRESET. These
+    // are the client's first words; of one that says more, never mind.
+    if stream.try_read(&mut [0; 4096]).is_ok()
+        && let Err(error) = stream.try_write(&capnp::serialize::write_message_to_words(&message))
+    {
+        ::log::debug!("a client that was sent away did not hear it: {error}");
     }
 }
 

@@ -66,6 +66,19 @@ pub fn rounds(number: usize) -> usize {
     if is_emulated() { number.div_ceil(10) } else { number }
 }
 
+/// Says that the rest of a test is skipped, and why. scripts/test.sh, which names a file
+/// for it, does not count such a test as passed.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = format!("{}::{}", env!("CARGO_CRATE_NAME"), thread.name().unwrap_or_default());
+    eprintln!("skipped: {test}: {reason}");
+    if let Some(path) = std::env::var_os("PODINIT_SKIPPED") {
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+        // One write, so that tests that run at once do not write into each other's lines.
+        file.write_all(format!("{test}: {reason}\n").as_bytes()).unwrap();
+    }
+}
+
 /// What containers run: applets of the busybox in their root file system.
 const APPLETS: [&str; 25] = [
     "cat", "cp", "dd", "echo", "false", "head", "hostname", "ip", "kill", "ls", "md5sum", "mkdir", "ps",
@@ -114,6 +127,8 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// RLIMIT_NOFILE of the server, as arguments of the shell's `ulimit`.
     pub descriptors_max: Option<&'static str>,
+    /// Where the server logs, in place of nowhere: its standard output.
+    pub log: Option<OwnedFd>,
     /// Length that the run directory's path shall have at least.
     pub run_dir_bytes_min: usize,
 }
@@ -281,7 +296,7 @@ impl Pod {
     }
 
     /// A bundle, and the request that creates a container of it: pipes, a CRI
-    /// log, an OOM file and two exit files, as CRI-O asks for.
+    /// log, an OOM file and two exit files, as CRI-O asks for: the one that it watches first.
     pub fn container(&self, name: &str, args: &[&str]) -> CreateContainer {
         self.container_with(name, args, |_| ())
     }
@@ -302,7 +317,7 @@ impl Pod {
 
         let log = LogDriver { kind: LogKind::Cri, path: self.log_path(name), size_max: 0 };
         CreateContainer {
-            exit_paths: vec![bundle.join("exit"), self.exit_path(name)],
+            exit_paths: vec![self.exit_path(name), bundle.join("exit")],
             oom_exit_paths: vec![bundle.join("oom")],
             log_drivers: vec![log],
             ..CreateContainer::new(id, bundle)
@@ -482,11 +497,15 @@ pub fn serve(place: &Place, run_dir: &Path, runtime: &Path, options: &Options) -
         .arg(runtime)
         .arg("--runtime-root")
         .arg(place.path("root"))
-        .args(["--log-driver", "none"])
+        .args(["--log-driver", if options.log.is_some() { "stdout" } else { "none" }])
         .args(&options.arguments)
         .env("PODINIT_TEST_POD", &place.name)
         .env("TMPDIR", place.path("tmp"))
         .stdin(std::process::Stdio::null());
+    if let Some(log) = &options.log {
+        // Its standard error is the server's then, and would have no end here.
+        command.stdout(log.try_clone().unwrap()).stderr(std::process::Stdio::null());
+    }
     command.output().expect("the binary runs")
 }
 

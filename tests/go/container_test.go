@@ -221,6 +221,15 @@ func TestExecSyncLargeOutput(t *testing.T) {
 			if result.ExitCode != 9 || !bytes.Equal(result.Stdout, want) {
 				t.Errorf("%d bytes: exit code %d, %d bytes instead of %d", size, result.ExitCode, len(result.Stdout), len(want))
 			}
+
+			told := ""
+			if lost := size - len(want); lost > 0 {
+				told = fmt.Sprintf("lost %d of stdout, 0 of stderr\n", lost)
+			}
+
+			if stderr := string(result.Stderr); (told == "") != (stderr == "") || !strings.HasSuffix(stderr, told) {
+				t.Errorf("%d bytes: standard error says %q", size, stderr)
+			}
 		}
 	})
 }

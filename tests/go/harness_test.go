@@ -262,7 +262,8 @@ func (p *pod) request(c container) *client.CreateContainerConfig {
 		BundlePath:   p.path("bundles", c.id),
 		Terminal:     c.terminal,
 		Stdin:        c.stdin,
-		ExitPaths:    []string{p.private(c.id), p.exit(c.id)},
+		// The one that is watched comes first, as CRI-O has it.
+		ExitPaths:    []string{p.exit(c.id), p.private(c.id)},
 		OOMExitPaths: []string{p.oom(c.id)},
 		LogDrivers: []client.ContainerLogDriver{{
 			Type:    client.LogDriverTypeContainerRuntimeInterface,

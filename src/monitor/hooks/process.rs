@@ -141,7 +141,7 @@ impl Monitor {
             NotStarted::Io("make a process", error)
         })?;
         // Ours, and not collected: no task has run since.
-        let adopted = self.reaper.adopt(started.pid);
+        let adopted = self.reaper.adopt_own(started.pid);
         let mut child = adopted.map_err(|error| NotStarted::Io("follow its process", error))?;
         if entry.joins_pid() {
             drop(entry);

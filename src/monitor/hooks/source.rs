@@ -12,34 +12,50 @@ use tokio::io::unix::AsyncFd;
 use super::Known;
 use super::occasion::{Facts, Occasion};
 use crate::hook::{Catalogue, Hook, Subject, Watch};
+use crate::limits::WATCH_FALLBACK_PERIOD;
 use crate::monitor::error::Error;
 use crate::monitor::{Monitor, bundle};
 
 impl Monitor {
     /// Reads the hook files, and reads them again whenever they change, for as long
-    /// as the pod lives; and watches whether its run directory is there. The first
-    /// reading is done when this returns; the rest is up to the future that it returns.
+    /// as the pod lives; and watches whether its run directory is there. Where the
+    /// kernel cannot tell of changes (a user may have 128 inotify instances), it looks
+    /// every [`WATCH_FALLBACK_PERIOD`]. The first reading is done when this returns; the
+    /// rest is up to the future that it returns.
     pub fn watch_directories(self: &Rc<Self>) -> impl Future<Output = ()> + 'static {
-        let directories = self.config.hooks_dirs.clone();
         // Watched first: what changes between the two is read twice, not missed.
-        let watch = Watch::new(directories.clone());
-        let watch = watch.and_then(|watch| watch.and_removals_from(self.above_run_dir()));
-        self.hooks.catalogue.replace(Some(Catalogue::read(directories)));
+        let mut watch = self.new_watch();
+        self.hooks.catalogue.replace(Some(Catalogue::read(self.config.hooks_dirs.clone())));
         self.take_files();
         let monitor = Rc::clone(self);
         async move {
-            let followed = match watch {
-                Ok(watch) => monitor.follow_directories(watch).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = followed {
-                let path = monitor.config.run_dir.display();
-                ::log::warn!(
-                    "cannot watch hook files and {path}: {error}; \
-                     restart the pod after a change of the files, and end it with SIGTERM"
-                );
+            loop {
+                let followed = match watch {
+                    Ok(watch) => monitor.follow_directories(watch).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = followed {
+                    let path = monitor.config.run_dir.display();
+                    ::log::warn!(
+                        "looking at hook files and {path} now and then, for want of a watch: {error}"
+                    );
+                }
+                // Instances and watches may be free again by then.
+                watch = loop {
+                    tokio::time::sleep(WATCH_FALLBACK_PERIOD).await;
+                    let watch = monitor.new_watch();
+                    monitor.read_files_again();
+                    monitor.end_if_forgotten();
+                    if watch.is_ok() {
+                        break watch;
+                    }
+                };
             }
         }
+    }
+
+    fn new_watch(&self) -> io::Result<Watch> {
+        Watch::new(self.config.hooks_dirs.clone())?.and_removals_from(self.above_run_dir())
     }
 
     async fn follow_directories(self: &Rc<Self>, watch: Watch) -> io::Result<()> {

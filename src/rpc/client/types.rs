@@ -91,7 +91,7 @@ pub struct CreateContainer {
     pub stdio: Stdio,
     /// Standard input.
     pub stdin: Stdin,
-    /// Files that receive the decimal exit code.
+    /// Files that receive the decimal exit code; the first one is written last.
     pub exit_paths: Vec<PathBuf>,
     /// Files created if the container was OOM-killed.
     pub oom_exit_paths: Vec<PathBuf>,
