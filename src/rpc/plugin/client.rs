@@ -67,7 +67,8 @@ pub trait Plugin: 'static {
         async {}
     }
 
-    /// Hears of all sessions that there are, at the beginning.
+    /// Hears of the sessions that there are, at the beginning; of those that do not
+    /// fit into one message, [`Plugin::session_opened`] tells.
     fn synchronise(&self, _sessions: &[Session]) {}
 
     /// Hears of a session that has begun.
@@ -132,8 +133,8 @@ impl Plugged {
         Ok(())
     }
 
-    /// Gives verdicts that were put off with [`Verdict::Later`]: session, id,
-    /// verdict. Answers how many came too late.
+    /// Gives verdicts that were put off with [`Verdict::Later`], or will be:
+    /// session, id, verdict. Answers how many came too late.
     ///
     /// # Errors
     /// [`Code::Disconnected`].
