@@ -17,8 +17,10 @@ use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{RpcSystem, twoparty};
 use nix::unistd::getppid;
 use podinit::rpc::plugin::client::{
-    Call, Content, Kind, OnFailure, Plugged, Plugin, Read, Record, Request, Session, Verdict, dial_in,
+    Call, Content, Kind, Notification, OnFailure, Plugged, Plugin, Read, Record, Request, Selector, Session,
+    Verdict, dial_in, listen,
 };
+use podinit::rpc::plugin::replay::Replay;
 use podinit::rpc::plugin::{bind, extension};
 use podinit::rpc::schema::plugin_capnp as wire;
 use podinit::sys::socket;
@@ -524,4 +526,67 @@ fn a_ticket_ends_with_its_call() {
     may.send_replace(true);
     assert_eq!(thread.join().unwrap(), -30);
     assert_eq!(fetch(&exchange, &second), b'e');
+}
+
+/// Answers each call in another way, hardly any of which makes sense.
+struct Wild;
+
+impl Plugin for Wild {
+    async fn decide(&self, call: Call) -> Verdict {
+        match call.notification.name.as_str() {
+            "mkdir" => Verdict::Continue,
+            "rmdir" => Verdict::Errno(5000),
+            "chmod" => Verdict::Return(-5),
+            "chown" => std::future::pending().await,
+            "unlink" => Verdict::PassOn,
+            _ => Verdict::Errno(30),
+        }
+    }
+}
+
+#[test]
+fn a_replay_judges_as_the_broker_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("p.sock");
+    let labels = vec![("app".to_owned(), "web".to_owned())];
+    let request = Request {
+        selector: Selector {
+            labels: labels.clone(),
+            metadata: vec!["some".to_owned()],
+            ..Selector::default()
+        },
+        deadline_ms: 200,
+        on_failure: OnFailure::Errno(62),
+        ..Request::new("wild", &[])
+    };
+    let socket = path.clone();
+    let _plugin = beside(async move || listen(&socket, request, Wild).await.unwrap());
+    let end = std::time::Instant::now() + DEADLINE;
+    while std::os::unix::net::UnixStream::connect(&path).is_err() {
+        assert!(std::time::Instant::now() < end, "the plugin does not listen");
+        std::thread::yield_now();
+    }
+    tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
+        let replay = Replay::dial(&path).await.unwrap();
+        let call = |session, name: &str| Notification { session, name: name.into(), ..Default::default() };
+        // Nobody knows its labels.
+        assert_eq!(replay.play(&call(1, "rename")).await.unwrap().plugin, None);
+        let described = Session { id: 1, metadata: "some".into(), labels, ..Session::default() };
+        replay.open(&described).await.unwrap();
+        for (name, verdict, failure) in [
+            ("rename", Verdict::Errno(30), None),
+            ("unlink", Verdict::PassOn, None),
+            ("mkdir", Verdict::Errno(62), Some("does not allow")),
+            ("rmdir", Verdict::Errno(62), Some("1 to 4095")),
+            ("chmod", Verdict::Errno(62), Some("means an errno")),
+            ("chown", Verdict::Errno(62), Some("within 200 ms")),
+        ] {
+            let played = replay.play(&call(1, name)).await.unwrap();
+            assert_eq!((played.plugin.as_deref(), played.verdict), (Some("wild"), verdict), "{name}");
+            let text = played.failure.map(|failure| failure.to_string());
+            assert_eq!(text.is_some(), failure.is_some(), "{name}: {text:?}");
+            assert!(text.unwrap_or_default().contains(failure.unwrap_or_default()), "{name}");
+        }
+        assert_eq!(replay.play(&call(2, "rename")).await.unwrap().plugin, None);
+    });
 }

@@ -50,7 +50,6 @@ use crate::seccomp::awake;
 use crate::sys::socket;
 pub(in crate::rpc) use convert::{
     fill_notification, fill_selector, fill_verdict, read_notification, read_record, read_session,
-    read_verdict,
 };
 use descriptors::Exchange;
 pub use target::Call;

@@ -355,7 +355,7 @@ fn give(reply: Reply, verdict: Result<Verdict, PluginFailure>) {
     }
 }
 
-fn failure(error: &capnp::Error) -> PluginFailure {
+pub(super) fn failure(error: &capnp::Error) -> PluginFailure {
     if error.kind == capnp::ErrorKind::Disconnected {
         return PluginFailure::Gone;
     }

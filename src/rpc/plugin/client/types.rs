@@ -151,7 +151,8 @@ pub enum Read {
 }
 
 /// A listener: processes of one container, or of one exec, under one filter.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Session {
     /// Not used again while the pod lives.
     pub id: u64,
