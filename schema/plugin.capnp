@@ -34,8 +34,9 @@ interface PluginHost {
 
 interface Registration {
   answer @0 (answers :List(Answer)) -> (stale :UInt32);
-  # Verdicts that were put off (`later`). `stale` of them were too late: the
-  # deadline had passed, or the process was gone.
+  # Verdicts that were put off (`later`), or will be: they may come before the
+  # answer to `decide` that says so. `stale` of them were too late: the deadline
+  # had passed, the process was gone, or there was one already.
 }
 
 struct RegistrationRequest {
@@ -98,7 +99,8 @@ struct Selector {
   labels @5 :List(Label);
   # The container's, where the engine passes them; all of them.
   architectures @6 :List(Text);
-  # x86_64, x86, aarch64, ...; any of them.
+  # SCMP_ARCH_X86_64, SCMP_ARCH_X86, SCMP_ARCH_AARCH64, ..., as profiles have
+  # them; any of them.
 }
 
 struct Comparison {
@@ -144,7 +146,8 @@ interface SeccompPlugin {
   # What a registration asks.
 
   synchronise @0 (host :Host, sessions :List(Session)) -> ();
-  # Once per registration, before anything else: all sessions that exist.
+  # Once per registration, before anything else: the sessions that exist, as far
+  # as one message has room for them (1 MiB). Of the others `sessionOpened` tells.
 
   sessionOpened @1 (session :Session) -> ();
   # Before the session's first notification.
@@ -158,7 +161,8 @@ interface SeccompPlugin {
   observe @4 (records :List(Record), lost :UInt64) -> ();
   # For an observer. The next call comes when this one has been answered. `lost`:
   # records that did not fit in between, since the last call. With `decode` or
-  # `reads`, calls wait until their memory has been copied, and for nothing else.
+  # `reads`, calls wait until their memory has been copied, and for nothing else;
+  # of an observer that lets 16 MiB of it wait, the oldest is dropped (`failed`).
 }
 
 struct Host {
@@ -205,6 +209,7 @@ struct Notification {
   name @5 :Text;
   # Empty if libseccomp has none for it.
   architecture @6 :Text;
+  # As in Selector.
   instructionPointer @7 :UInt64;
   arguments @8 :List(UInt64);
   # Six of them.
@@ -224,7 +229,7 @@ struct Decoded {
     # Why it could not be read.
   }
   cut @5 :Bool;
-  # There was more.
+  # There was more, or not all of it could be read.
 }
 
 struct SocketAddress {

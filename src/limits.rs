@@ -573,8 +573,19 @@ pub const RESIDENT_HOOKS_MAX: usize = 64;
 /// Bytes of the text with which a resident hook may explain its failure.
 pub const HOOK_REASON_BYTES_MAX: usize = 4 << 10;
 /// Words (8 bytes) of one message between a plugin and the monitor, either way:
-/// the greatest has a registration's lists, or 64 records.
+/// the greatest has a registration's lists, or [`PLUGIN_GATHERED_BYTES_MAX`].
 pub const PLUGIN_MESSAGE_WORDS_MAX: usize = (2 << 20) / 8;
+
+/// Bytes of memory, names and descriptions that are gathered in one message to a
+/// plugin: half of what it takes, for what the wire adds to them.
+pub const PLUGIN_GATHERED_BYTES_MAX: usize = 1 << 20;
+// One notification always fits: `reads`, and what `decode` brings of a call, three texts at most.
+const _: () =
+    assert!(PLUGIN_READS_MAX * PLUGIN_READ_BYTES_MAX + 4 * PATH_BYTES_MAX <= PLUGIN_GATHERED_BYTES_MAX);
+
+/// Bytes of targets' memory that wait for one registration: to be sent, or for the
+/// answer. 40 notifications with all that `reads` can ask for, or 4096 paths.
+pub const PLUGIN_MEMORY_BYTES_MAX: usize = 16 << 20;
 
 /// Pointers in pointers of such a message: ours nest five deep.
 pub const PLUGIN_MESSAGE_NESTING_MAX: i32 = 16;

@@ -50,8 +50,19 @@ pub struct Decoded {
     pub argument: u8,
     /// What was there.
     pub content: Content,
-    /// There was more than is read.
+    /// There was more than is read, or not all that was asked for.
     pub cut: bool,
+}
+
+impl Decoded {
+    /// Bytes of memory that it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.content {
+            Content::Text(bytes) | Content::Bytes(bytes) | Content::Address(bytes, _) => bytes.len(),
+            Content::Failed(_) => 0,
+        }
+    }
 }
 
 /// What can be there.
@@ -187,35 +198,56 @@ impl Read {
         }
     }
 
+    /// Bytes that it brings at most.
+    #[must_use]
+    pub fn bytes_max(self, notification: &Notification) -> usize {
+        match self {
+            Self::Text { max, .. } => max,
+            Self::Bytes { size, .. } => size,
+            Self::SizedBy { size, .. } => length(notification, size, PLUGIN_READ_BYTES_MAX).0,
+            Self::Address { size, .. } => length(notification, size, ADDRESS_BYTES_MAX).0,
+        }
+    }
+
     /// Reads it; `None` where the pointer is null.
     pub async fn of(self, notification: &Notification, target: &Target) -> Option<Decoded> {
-        let value = |index: u8| notification.args.get(usize::from(index)).copied().unwrap_or(0);
         let argument = self.argument();
-        let address = value(argument);
+        let address = value(notification, argument);
         if address == 0 {
             return None;
         }
-        // Lengths are 32 bits wide in every call that has one; a size_t of more is cut anyway.
-        let length = |size: u8, max: usize| {
-            let asked = usize::try_from(value(size) & 0xffff_ffff).unwrap_or(usize::MAX);
-            (asked.min(max), asked > max)
-        };
+        let size = self.bytes_max(notification);
         let (read, cut) = match self {
             Self::Text { max, .. } => (target.read_string(address, max).await.map(Content::Text), false),
-            Self::Bytes { size, .. } => (target.read_memory(address, size).await.map(Content::Bytes), false),
-            Self::SizedBy { size, .. } => {
-                let (length, cut) = length(size, PLUGIN_READ_BYTES_MAX);
-                (target.read_memory(address, length).await.map(Content::Bytes), cut)
+            Self::Bytes { .. } => (target.read_memory(address, size).await.map(Content::Bytes), false),
+            Self::SizedBy { size: by, .. } => {
+                let cut = length(notification, by, size).1;
+                (target.read_memory(address, size).await.map(Content::Bytes), cut)
             }
-            Self::Address { size, .. } => {
-                let (length, cut) = length(size, ADDRESS_BYTES_MAX);
-                let read = target.read_memory(address, length).await;
+            Self::Address { size: by, .. } => {
+                let cut = length(notification, by, size).1;
+                let read = target.read_memory(address, size).await;
                 (read.map(|raw| Content::Address(raw.clone(), Address::parse(&raw))), cut)
             }
         };
         let content = read.unwrap_or_else(|error: TargetError| Content::Failed(error.to_string()));
-        Some(Decoded { argument, content, cut })
+        let mut decoded = Decoded { argument, content, cut };
+        // Memory ends where a page is not there. A text has its end, and a failure says so itself.
+        decoded.cut |=
+            matches!(decoded.content, Content::Bytes(_) | Content::Address(..)) && decoded.bytes() < size;
+        Some(decoded)
     }
+}
+
+fn value(notification: &Notification, argument: u8) -> u64 {
+    notification.args.get(usize::from(argument)).copied().unwrap_or(0)
+}
+
+/// The length that argument `index` gives, `max` at most, and whether that is less.
+/// Lengths are 32 bits wide in every call that has one; a size_t of more is cut anyway.
+fn length(notification: &Notification, index: u8, max: usize) -> (usize, bool) {
+    let asked = usize::try_from(value(notification, index) & 0xffff_ffff).unwrap_or(usize::MAX);
+    (asked.min(max), asked > max)
 }
 
 impl Address {

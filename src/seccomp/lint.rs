@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
-use super::rules::{Action, Rule};
+use super::decode::well_known;
+use super::rules::{Action, Rule, Rules};
 use super::select::Syscall;
-use super::syscall::{Architecture, number};
+use super::syscall::{Architecture, name, number};
 use super::verdict::OnFailure;
 
 /// The longest path of a socket that runtimes can connect to, in bytes, its zero
@@ -66,6 +68,8 @@ struct Entry {
     /// The older spelling.
     name: Option<String>,
     action: String,
+    /// Where there are any, the entry is for some calls of that name only.
+    args: Option<Vec<IgnoredAny>>,
 }
 
 impl Entry {
@@ -91,58 +95,17 @@ const NEEDED_BY_RUNTIMES: [(&str, &str); 8] = [
     ("execve", "the program's own start is notified, so nothing starts until somebody decides"),
 ];
 
-/// Calls that a pointer leads on to what they are about: the kernel reads it
-/// again after a verdict of `continue`.
-const POINTERS: [&str; 48] = [
-    "accept",
-    "accept4",
-    "access",
-    "bind",
-    "chdir",
-    "chmod",
-    "chown",
-    "chroot",
-    "clone3",
-    "connect",
-    "creat",
-    "execve",
-    "execveat",
-    "faccessat",
-    "faccessat2",
-    "fchmodat",
-    "fchownat",
-    "fsconfig",
-    "ioctl",
-    "lchown",
-    "link",
-    "linkat",
-    "lsetxattr",
-    "mkdir",
-    "mkdirat",
-    "mknod",
-    "mknodat",
-    "mount",
-    "mount_setattr",
-    "move_mount",
-    "open",
-    "open_tree",
-    "openat",
-    "openat2",
-    "pivot_root",
-    "rename",
-    "renameat",
-    "renameat2",
-    "rmdir",
-    "sendmmsg",
-    "sendmsg",
-    "sendto",
-    "setxattr",
-    "symlink",
-    "symlinkat",
-    "umount2",
-    "unlink",
-    "unlinkat",
-];
+/// Calls that a pointer leads on to what they are about, besides those whose paths
+/// and addresses are known: the kernel reads it again after a verdict of `continue`.
+const POINTERS: [&str; 8] =
+    ["accept", "accept4", "clone3", "fsconfig", "ioctl", "mount_setattr", "sendmmsg", "sendmsg"];
+
+fn has_pointer(call: &str) -> bool {
+    POINTERS.contains(&call) || !well_known(call).is_empty()
+}
+
+/// Calls that connect as well, with the flag `MSG_FASTOPEN` (tcp(7)).
+const BY_FAST_OPEN: [&str; 3] = ["sendmmsg", "sendmsg", "sendto"];
 
 /// Calls that io_uring can make as well (io_uring_enter(2)), unseen by seccomp.
 const BY_IO_URING: [&str; 30] = [
@@ -200,12 +163,13 @@ pub fn lint(profile: &[u8]) -> Result<Vec<Finding>, serde_json::Error> {
         findings.push(Finding { severity, code: "runtime-needs", text });
     }
     io_uring(&profile, &notified, &mut findings);
+    fast_open(&profile, &notified, &mut findings);
     let unknown = notified.iter().filter(|name| Architecture::ALL.iter().all(|a| number(name, *a).is_none()));
     for name in unknown {
         let text = format!("{name} is notified, and no architecture has such a call; it is ignored");
         findings.push(Finding { severity: Severity::Warning, code: "unknown-syscall", text });
     }
-    let pointers: Vec<_> = notified.iter().copied().filter(|name| POINTERS.contains(name)).collect();
+    let pointers: Vec<_> = notified.iter().copied().filter(|name| has_pointer(name)).collect();
     if !pointers.is_empty() {
         let text = format!(
             "{}: what their pointers lead to can change after it was looked at; never answer continue on \
@@ -260,8 +224,34 @@ fn listener(profile: &Profile, findings: &mut Vec<Finding>) {
     }
 }
 
+fn is_allowing(action: &str) -> bool {
+    matches!(action, "SCMP_ACT_ALLOW" | "SCMP_ACT_LOG" | "SCMP_ACT_TRACE")
+}
+
+/// Calls that do what is notified, unseen. A profile that refuses or notifies some
+/// of them, by their arguments, is taken to know why.
+fn fast_open(profile: &Profile, notified: &BTreeSet<&str>, findings: &mut Vec<Finding>) {
+    let is_allowed = |call: &str| {
+        let mut entries =
+            profile.syscalls.iter().filter(|entry| entry.names().any(|name| name == call)).peekable();
+        match entries.peek() {
+            None => is_allowing(&profile.default_action),
+            Some(_) => entries
+                .all(|entry| is_allowing(&entry.action) && entry.args.as_ref().is_none_or(Vec::is_empty)),
+        }
+    };
+    let unseen: Vec<_> = BY_FAST_OPEN.into_iter().filter(|call| is_allowed(call)).collect();
+    if notified.contains("connect") && !unseen.is_empty() {
+        let text = format!(
+            "connect is notified, and {} can connect without it (MSG_FASTOPEN, tcp(7)); refuse them with the \
+             flag 0x20000000, or set net.ipv4.tcp_fastopen to 0 in the pod",
+            unseen.join(", ")
+        );
+        findings.push(Finding { severity: Severity::Warning, code: "fast-open", text });
+    }
+}
+
 fn io_uring(profile: &Profile, notified: &BTreeSet<&str>, findings: &mut Vec<Finding>) {
-    let is_allowing = |action: &str| matches!(action, "SCMP_ACT_ALLOW" | "SCMP_ACT_LOG" | "SCMP_ACT_TRACE");
     let entry = profile.syscalls.iter().find(|entry| entry.names().any(|name| name == "io_uring_setup"));
     let action = entry.map_or(profile.default_action.as_str(), |entry| entry.action.as_str());
     let unseen: Vec<_> = notified.iter().copied().filter(|name| BY_IO_URING.contains(name)).collect();
@@ -276,34 +266,56 @@ fn io_uring(profile: &Profile, notified: &BTreeSet<&str>, findings: &mut Vec<Fin
 
 /// Looks for rules that let the kernel make a call whose meaning is in memory.
 #[must_use]
-pub fn lint_rules(rules: &[Rule]) -> Vec<Finding> {
+pub fn lint_rules(rules: &Rules) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for rule in rules {
-        let continues = match &rule.action {
-            Action::Continue => true,
-            Action::Record(record) => record.then == OnFailure::Continue,
-            Action::Connect(connect) => connect.unix == OnFailure::Continue,
-            _ => false,
-        };
-        let is_pointer =
-            |syscall: &&Syscall| matches!(syscall, Syscall::Name(name) if POINTERS.contains(&name.as_str()));
-        let pointers = rule.selector.syscalls.iter().filter(is_pointer).count();
-        if continues && (pointers > 0 || rule.selector.syscalls.is_empty()) {
-            let text = format!(
+    let mut find = |text| {
+        findings.push(Finding { severity: Severity::Warning, code: "pointer-continue", text });
+    };
+    if rules.defaults.as_ref().and_then(|defaults| defaults.unmatched) == Some(OnFailure::Continue) {
+        find("defaults: calls that nobody decides about are continued, whatever they point to".to_owned());
+    }
+    for rule in rules.rules.iter().filter(|rule| continues(&rule.action)) {
+        let calls = &rule.selector.syscalls;
+        if calls.is_empty() || calls.iter().any(|call| is_pointer(call, rule)) {
+            find(format!(
                 "rule {:?} continues calls whose arguments are pointers; that is no check of what they \
                  point to",
                 rule.name
-            );
-            findings.push(Finding { severity: Severity::Warning, code: "pointer-continue", text });
+            ));
         }
     }
     findings
 }
 
+fn continues(action: &Action) -> bool {
+    match action {
+        Action::Continue => true,
+        Action::Record(record) => record.then == OnFailure::Continue,
+        Action::StopContainer(stop) => stop.then == OnFailure::Continue,
+        Action::Connect(connect) => connect.unix == OnFailure::Continue,
+        _ => false,
+    }
+}
+
+/// A number is of the rule's architectures, or of this machine's.
+fn is_pointer(call: &Syscall, rule: &Rule) -> bool {
+    let native = [Architecture::NATIVE];
+    let architectures = match &rule.selector.architectures[..] {
+        [] => &native,
+        given => given,
+    };
+    match call {
+        Syscall::Name(name) => has_pointer(name),
+        Syscall::Number(number) => architectures
+            .iter()
+            .filter_map(|architecture| name(architecture.audit(), *number))
+            .any(|name| has_pointer(&name)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seccomp::rules::Rules;
 
     fn codes(profile: &str) -> Vec<&'static str> {
         lint(profile.as_bytes()).unwrap().into_iter().map(|finding| finding.code).collect()
@@ -315,7 +327,7 @@ mod tests {
     fn a_sound_profile_has_nothing_against_it() {
         let profile = format!(
             r#"{{"defaultAction": "SCMP_ACT_ALLOW", {FLAGS}, "listenerPath": "/run/x/seccomp.sock",
-                "syscalls": [{{"names": ["swapoff", "reboot"], "action": "SCMP_ACT_NOTIFY"}}]}}"#
+                "syscalls": [{{"names": ["getppid", "reboot"], "action": "SCMP_ACT_NOTIFY"}}]}}"#
         );
         assert_eq!(codes(&profile), Vec::<&str>::new());
     }
@@ -339,7 +351,9 @@ mod tests {
             (notify(r#""write""#, ""), "runtime-needs"),
             (notify(r#""sendmsg""#, ""), "runtime-needs"),
             (notify(r#""connect""#, ""), "io-uring"),
+            (notify(r#""connect""#, ""), "fast-open"),
             (notify(r#""mkdir""#, ""), "pointer-argument"),
+            (notify(r#""swapoff""#, ""), "pointer-argument"),
             (notify(r#""frobnicate""#, ""), "unknown-syscall"),
         ] {
             assert!(codes(&profile).contains(&code), "{code}: {:?}", codes(&profile));
@@ -354,9 +368,34 @@ mod tests {
     }
 
     #[test]
+    fn who_refuses_the_flag_has_thought_of_fast_open() {
+        let with = |action: &str, entries: &str| {
+            format!(
+                r#"{{"defaultAction": "{action}", {FLAGS}, "listenerPath": "/s", "syscalls":
+                [{entries}, {{"names": ["connect"], "action": "SCMP_ACT_NOTIFY"}}]}}"#
+            )
+        };
+        let entry = |action: &str, args: &str| {
+            format!(
+                r#"{{"names": ["sendto", "sendmsg", "sendmmsg"], "action": "SCMP_ACT_{action}", "args": {args}}}"#
+            )
+        };
+        let flag = r#"[{"index": 3, "value": 536870912, "valueTwo": 536870912, "op": "SCMP_CMP_MASKED_EQ"}]"#;
+        for (profile, is_found) in [
+            (with("SCMP_ACT_ALLOW", &entry("ERRNO", flag)), false),
+            (with("SCMP_ACT_ALLOW", &entry("ALLOW", "null")), true),
+            (with("SCMP_ACT_ERRNO", &entry("ALLOW", flag)), false),
+            (with("SCMP_ACT_ERRNO", &entry("ALLOW", "[]")), true),
+            (with("SCMP_ACT_ERRNO", &entry("ERRNO", "[]")), false),
+        ] {
+            assert_eq!(codes(&profile).contains(&"fast-open"), is_found, "{profile}");
+        }
+    }
+
+    #[test]
     fn lists_are_sorted_and_of_real_calls() {
-        for name in POINTERS.iter().chain(&BY_IO_URING).chain(NEEDED_BY_RUNTIMES.iter().map(|(name, _)| name))
-        {
+        let needed = NEEDED_BY_RUNTIMES.iter().map(|(name, _)| name);
+        for name in POINTERS.iter().chain(&BY_IO_URING).chain(&BY_FAST_OPEN).chain(needed) {
             assert!(number(name, Architecture::X86_64).is_some(), "{name}");
         }
         assert!(POINTERS.is_sorted() && BY_IO_URING.is_sorted());
@@ -372,8 +411,23 @@ mod tests {
             (r#"{"name": "r", "do": "continue"}"#, 1),
             (r#"{"name": "r", "match": {"syscalls": ["getppid"]}, "do": "continue"}"#, 0),
             (r#"{"name": "r", "match": {"syscalls": ["mkdir"]}, "do": "deny"}"#, 0),
+            (
+                r#"{"name": "r", "match": {"syscalls": ["mkdir"]}, "do": {"stopContainer": {"then": "continue"}}}"#,
+                1,
+            ),
+            // mkdir(2) and getppid(2) of x86-64.
+            (
+                r#"{"name": "r", "match": {"syscalls": [83], "architectures": ["SCMP_ARCH_X86_64"]}, "do": "continue"}"#,
+                1,
+            ),
+            (
+                r#"{"name": "r", "match": {"syscalls": [110], "architectures": ["SCMP_ARCH_X86_64"]}, "do": "continue"}"#,
+                0,
+            ),
         ] {
-            assert_eq!(lint_rules(&rules(text).rules).len(), count, "{text}");
+            assert_eq!(lint_rules(&rules(text)).len(), count, "{text}");
         }
+        let defaults = br#"{"version": 1, "defaults": {"unmatched": "continue"}}"#;
+        assert_eq!(lint_rules(&Rules::parse(defaults).unwrap()).len(), 1);
     }
 }

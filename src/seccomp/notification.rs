@@ -38,7 +38,7 @@ pub struct Session {
 
 impl Session {
     /// Bytes of its texts.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let maps = self.annotations.iter().chain(&self.labels);
         let texts: usize = maps.map(|(key, value)| key.len() + value.len()).sum();
         texts + self.container.len() + self.metadata.len() + self.bundle.as_os_str().len()

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::notification::{Notification, Session};
 use super::select::{Call, Selector};
 use super::target::Target;
-use super::verdict::{OnFailure, Verdict};
+use super::verdict::{ERRNO_MAX, OnFailure, Verdict};
 
 /// How somebody who decides wants to be asked.
 #[derive(Debug, Clone)]
@@ -30,6 +30,24 @@ pub struct Registration {
     /// How many calls it is asked about at a time; more wait in line. 0 is
     /// [`crate::limits::SECCOMP_IN_FLIGHT_DEFAULT`].
     pub in_flight_max: usize,
+}
+
+impl Registration {
+    /// Takes a verdict only if the registration allows it and the kernel knows it.
+    ///
+    /// # Errors
+    /// [`PluginFailure::Nonsense`].
+    pub fn check(&self, verdict: Verdict) -> Result<Verdict, PluginFailure> {
+        match verdict {
+            Verdict::Continue if !self.allow_continue => {
+                Err(PluginFailure::Nonsense("it said continue, which its registration does not allow".into()))
+            }
+            Verdict::Errno(errno) if !(1..=ERRNO_MAX).contains(&errno) => {
+                Err(PluginFailure::Nonsense(format!("{errno} is no errno; they are 1 to {ERRNO_MAX}")))
+            }
+            verdict => Ok(verdict),
+        }
+    }
 }
 
 /// Why there is no verdict.

@@ -13,7 +13,7 @@ use super::plugin::{Plugin, PluginFailure, Registration};
 use super::select::{Matcher, SelectError};
 use super::stats::{Counters, count};
 use super::target::Target;
-use super::verdict::{ERRNO_MAX, Verdict};
+use super::verdict::Verdict;
 use crate::limits::{
     SECCOMP_DEADLINE_MAX, SECCOMP_FAILURES_IN_A_ROW_MAX, SECCOMP_IN_FLIGHT_DEFAULT, SECCOMP_SUSPENSION,
 };
@@ -101,17 +101,9 @@ impl Route {
         checked
     }
 
-    /// Takes a verdict only if the registration allows it and the kernel knows it.
+    /// As [`Registration::check`].
     pub(super) fn check(&self, verdict: Verdict) -> Result<Verdict, PluginFailure> {
-        match verdict {
-            Verdict::Continue if !self.registration.allow_continue => {
-                Err(PluginFailure::Nonsense("it said continue, which its registration does not allow".into()))
-            }
-            Verdict::Errno(errno) if !(1..=ERRNO_MAX).contains(&errno) => {
-                Err(PluginFailure::Nonsense(format!("{errno} is no errno; they are 1 to {ERRNO_MAX}")))
-            }
-            verdict => Ok(verdict),
-        }
+        self.registration.check(verdict)
     }
 
     fn refuse_if_suspended(&self) -> Result<(), PluginFailure> {

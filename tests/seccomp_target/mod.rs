@@ -177,6 +177,11 @@ pub fn registration(name: &str, calls: &[&str]) -> Registration {
 /// Puts this thread under a filter that notifies of `calls`, and sends the
 /// listener to the socket at `door`, as a runtime does.
 pub fn notify(door: &Path, container: &str, calls: &[String]) {
+    notify_with(door, &state(container), calls);
+}
+
+/// As [`notify`], with what the runtime says of the container.
+pub fn notify_with(door: &Path, state: &str, calls: &[String]) {
     // libseccomp knows one listener of a process at a time.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let guard = ONE_AT_A_TIME.lock().unwrap();
@@ -190,7 +195,6 @@ pub fn notify(door: &Path, container: &str, calls: &[String]) {
     }
     filter.load().unwrap();
     let listener = podinit::sys::fd::take_inherited(filter.get_notify_fd().unwrap()).unwrap();
-    let state = state(container);
     send(&connection, state.as_bytes(), &[listener.as_fd()]);
     // libseccomp closes it.
     let _number = listener.into_raw_fd();

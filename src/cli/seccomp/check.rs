@@ -74,9 +74,9 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
 
 fn findings(text: &[u8]) -> Result<Vec<Finding>, String> {
     let value: Value = serde_json::from_slice(text).map_err(|error| format!("it is no JSON: {error}"))?;
-    if value.get("rules").is_some() {
+    if value.get("rules").is_some() || value.get("defaults").is_some() {
         let rules = Rules::parse(text).map_err(|error| error.to_string())?;
-        return Ok(lint_rules(&rules.rules));
+        return Ok(lint_rules(&rules));
     }
     let profile = value.pointer("/linux/seccomp").unwrap_or(&value);
     lint(profile.to_string().as_bytes()).map_err(|error| format!("it is no profile: {error}"))

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::super::exit::Failure;
 use super::super::output;
 use crate::limits::REPLAY_LINE_BYTES_MAX;
-use crate::rpc::plugin::client::{Notification, Record, Verdict, run as run_plugin};
+use crate::rpc::plugin::client::{Notification, Record, Session, Verdict, run as run_plugin};
 use crate::rpc::plugin::replay::Replay;
 
 pub(super) const HELP: &str = "\
@@ -19,8 +19,11 @@ it, or a notification alone, of which only what the plugin looks at need be ther
 
   {\"name\":\"mkdir\",\"decoded\":[{\"argument\":0,\"content\":{\"text\":\"/tmp/x\"}}]}
 
-Prints a JSON object for each line: line, name, plugin (the registration that was asked; null if none
-wanted it), verdict, took_us. There is no process behind a notification, so that a plugin that reaches
+A line can also be a session, as `podinit seccomp ls --output json` lists them: of it are the
+notifications that follow with its number, for plugins that select by metadata, annotations or labels.
+
+Prints a JSON object for each notification: line, name, plugin (the registration that was asked; null if
+none wanted it), verdict, took_us; and failure, if the verdict is what the plugin's failure leads to. There is no process behind a notification, so that a plugin that reaches
 into one is told `not-found`.";
 
 /// `seccomp replay`.
@@ -47,6 +50,7 @@ pub struct ReplayArgs {
 #[serde(untagged)]
 enum Line {
     Record(Box<Record>),
+    Session(Box<Session>),
     Notification(Box<Notification>),
 }
 
@@ -58,6 +62,8 @@ struct Printed<'a> {
     plugin: Option<String>,
     verdict: &'a Verdict,
     took_us: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
 }
 
 /// Asks about every line.
@@ -98,12 +104,16 @@ async fn play(args: &ReplayArgs, replay: &Replay, lines: &mut impl BufRead) -> R
         }
         let line: Line = serde_json::from_str(&text).map_err(|_| {
             Failure::new(format!(
-                "line {number} of {path} is neither a record nor a notification: see `podinit seccomp replay --help`"
+                "line {number} of {path} is no record, notification or session: see `podinit seccomp replay --help`"
             ))
         })?;
         let (notification, recorded) = match line {
             Line::Record(record) => (record.notification, Some(record.verdict)),
             Line::Notification(notification) => (*notification, None),
+            Line::Session(session) => {
+                replay.open(&session).await?;
+                continue;
+            }
         };
         let played = replay.play(&notification).await?;
         output::json_line(&Printed {
@@ -112,6 +122,7 @@ async fn play(args: &ReplayArgs, replay: &Replay, lines: &mut impl BufRead) -> R
             plugin: played.plugin,
             verdict: &played.verdict,
             took_us: u64::try_from(played.took.as_micros()).unwrap_or(u64::MAX),
+            failure: played.failure.map(|failure| failure.to_string()),
         })?;
         if recorded.is_some_and(|recorded| recorded != played.verdict) {
             different += 1;

@@ -50,7 +50,6 @@ use crate::seccomp::awake;
 use crate::sys::socket;
 pub(in crate::rpc) use convert::{
     fill_notification, fill_selector, fill_verdict, read_notification, read_record, read_session,
-    read_verdict,
 };
 use descriptors::Exchange;
 pub use target::Call;
@@ -67,7 +66,8 @@ pub trait Plugin: 'static {
         async {}
     }
 
-    /// Hears of all sessions that there are, at the beginning.
+    /// Hears of the sessions that there are, at the beginning; of those that do not
+    /// fit into one message, [`Plugin::session_opened`] tells.
     fn synchronise(&self, _sessions: &[Session]) {}
 
     /// Hears of a session that has begun.
@@ -132,8 +132,8 @@ impl Plugged {
         Ok(())
     }
 
-    /// Gives verdicts that were put off with [`Verdict::Later`]: session, id,
-    /// verdict. Answers how many came too late.
+    /// Gives verdicts that were put off with [`Verdict::Later`], or will be:
+    /// session, id, verdict. Answers how many came too late.
     ///
     /// # Errors
     /// [`Code::Disconnected`].

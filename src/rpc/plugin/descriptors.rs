@@ -12,6 +12,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::packet::{Packet, TICKET_BYTES, receive, send};
+use super::remote::CallKey;
 use crate::limits::{ACCEPT_PAUSE, PLUGIN_CONNECTIONS_MAX, PLUGIN_DESCRIPTORS_MAX};
 use crate::monitor::seccomp::DESCRIPTORS_NAME as NAME;
 use crate::sys::socket;
@@ -29,6 +30,8 @@ pub(super) enum Owner {
 struct Slot {
     ticket: [u8; TICKET_BYTES],
     owner: Owner,
+    /// The call whose end is its end.
+    call: Option<CallKey>,
     fd: OwnedFd,
 }
 
@@ -41,9 +44,14 @@ pub(super) struct Tickets {
 }
 
 impl Tickets {
-    /// Keeps `fd` until it is taken or its owner ends. Of an owner who lets too
-    /// many wait, the oldest is closed.
-    pub(super) fn keep(&self, owner: Owner, fd: OwnedFd) -> io::Result<[u8; TICKET_BYTES]> {
+    /// Keeps `fd` until it is taken, or its owner or `call` ends. Of an owner who
+    /// lets too many wait, the oldest is closed.
+    pub(super) fn keep(
+        &self,
+        owner: Owner,
+        call: Option<CallKey>,
+        fd: OwnedFd,
+    ) -> io::Result<[u8; TICKET_BYTES]> {
         let mut ticket = [0; TICKET_BYTES];
         let mut filled = 0;
         while let Some(rest) = ticket.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -55,7 +63,7 @@ impl Tickets {
         {
             slots.remove(oldest);
         }
-        slots.push_back(Slot { ticket, owner, fd });
+        slots.push_back(Slot { ticket, owner, call, fd });
         Ok(ticket)
     }
 
@@ -69,6 +77,11 @@ impl Tickets {
     /// Closes all that is left of `owner`.
     pub(super) fn close(&self, owner: Owner) {
         self.slots.borrow_mut().retain(|slot| slot.owner != owner);
+    }
+
+    /// Closes what `owner` has left of a call that is over.
+    pub(super) fn close_call(&self, owner: Owner, call: CallKey) {
+        self.slots.borrow_mut().retain(|slot| slot.owner != owner || slot.call != Some(call));
     }
 
     /// Makes the socket in `run_dir` and serves it; its path.
@@ -137,7 +150,7 @@ impl Tickets {
 
     fn answer(&self, owner: Owner, bytes: &[u8], descriptors: Vec<OwnedFd>) -> Packet {
         match Packet::read(bytes, descriptors) {
-            Ok(Packet::Put(fd)) => match self.keep(owner, fd) {
+            Ok(Packet::Put(fd)) => match self.keep(owner, None, fd) {
                 Ok(ticket) => Packet::Ticket(ticket),
                 Err(error) => Packet::Error(format!("the descriptor cannot be kept: {error}")),
             },
@@ -163,7 +176,8 @@ mod tests {
     fn a_ticket_is_good_once_and_while_its_owner_lives() {
         let tickets = Tickets::default();
         let (a, b) = (Owner::Connection(1), Owner::Registration(1));
-        let (first, second) = (tickets.keep(a, null()).unwrap(), tickets.keep(b, null()).unwrap());
+        let keep = |owner| tickets.keep(owner, None, null()).unwrap();
+        let (first, second) = (keep(a), keep(b));
         assert_ne!(first, second);
         assert!(tickets.take(&first).is_some());
         assert!(tickets.take(&first).is_none());
@@ -176,10 +190,10 @@ mod tests {
     #[test]
     fn who_hoards_loses_the_oldest_of_his_own() {
         let tickets = Tickets::default();
-        let other = tickets.keep(Owner::Connection(2), null()).unwrap();
-        let first = tickets.keep(Owner::Connection(1), null()).unwrap();
+        let other = tickets.keep(Owner::Connection(2), None, null()).unwrap();
+        let first = tickets.keep(Owner::Connection(1), None, null()).unwrap();
         for _ in 0..PLUGIN_DESCRIPTORS_MAX {
-            tickets.keep(Owner::Connection(1), null()).unwrap();
+            tickets.keep(Owner::Connection(1), None, null()).unwrap();
         }
         assert!(tickets.take(&first).is_none());
         assert!(tickets.take(&other).is_some());

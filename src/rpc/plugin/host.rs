@@ -11,7 +11,7 @@ use super::descriptors::{Owner, Tickets};
 use super::remote::{Remote, RemotePlugin};
 use super::translate::{self, Asked};
 use super::watch::{Wanted, Watch};
-use crate::limits::{PLUGIN_ATTACH_TIMEOUT, PLUGIN_REGISTRATIONS_MAX};
+use crate::limits::{PLUGIN_ATTACH_TIMEOUT, PLUGIN_GATHERED_BYTES_MAX, PLUGIN_REGISTRATIONS_MAX};
 use crate::monitor::error::Error;
 use crate::rpc::convert::refuse;
 use crate::rpc::schema::plugin_capnp as wire;
@@ -97,7 +97,7 @@ impl wire::registration::Server for Registration {
         let mut stale = 0;
         for answer in params.get()?.get_answers()? {
             let session = crate::seccomp::notification::SessionId(answer.get_session());
-            if !self.remote.answer(session, answer.get_id(), answer.get_verdict()?) {
+            if !self.remote.answer((session, answer.get_id()), answer.get_verdict()?) {
                 stale += 1;
             }
         }
@@ -188,13 +188,21 @@ impl Shared {
         }
         host.set_monitor_pid(std::process::id());
         host.set_version(env!("CARGO_PKG_VERSION"));
-        let sessions = self.broker.sessions();
+        let mut sessions = self.broker.sessions();
+        let mut bytes = 0;
+        let fitting = sessions.iter().take_while(|session| {
+            bytes += translate::session_bytes(session);
+            bytes <= PLUGIN_GATHERED_BYTES_MAX
+        });
+        sessions.truncate(fitting.count());
         let count = u32::try_from(sessions.len()).unwrap_or(u32::MAX);
         let mut list = request.get().init_sessions(count);
         for (index, session) in (0..count).zip(&sessions) {
             remote.describe(list.reborrow().get(index), session);
         }
         request.send().promise.await?;
+        // The others, each in a message of its own.
+        remote.compare();
         Ok(())
     }
 

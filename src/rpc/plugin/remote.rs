@@ -4,25 +4,32 @@
 //! A plugin that does not answer costs its own verdicts and a bounded number of
 //! messages: a call of its interface counts until it is answered, even if nobody
 //! waits for the verdicts any more, and beyond `callsMax` such calls nothing is
-//! sent. Whoever waits in line meanwhile gives up at the deadline.
+//! sent. The memory that comes with them is bounded the same way. Whoever waits in
+//! line meanwhile gives up at the deadline.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::descriptors::{Owner, Tickets};
 use super::target::TargetServer;
 use super::translate::{self, Said, Terms};
-use super::watch::Wanted;
-use crate::limits::{PLUGIN_NEWS_MAX, PLUGIN_REASON_BYTES_MAX};
+use super::watch::{Wanted, copy};
+use crate::limits::{
+    PLUGIN_GATHERED_BYTES_MAX, PLUGIN_MEMORY_BYTES_MAX, PLUGIN_NEWS_MAX, PLUGIN_REASON_BYTES_MAX,
+};
 use crate::rpc::schema::plugin_capnp as wire;
 use crate::seccomp::decode::Decoded;
 use crate::seccomp::notification::{Notification, Session, SessionId};
 use crate::seccomp::plugin::{Decision, Plugin, PluginFailure};
 use crate::seccomp::target::Target;
 use crate::seccomp::verdict::Verdict;
+
+/// A call: its session, and its number there.
+pub(super) type CallKey = (SessionId, u64);
 
 /// Where a verdict goes.
 type Reply = oneshot::Sender<Result<Verdict, PluginFailure>>;
@@ -45,8 +52,10 @@ pub(super) struct Remote {
     /// Sessions that it was told of.
     known: RefCell<HashSet<SessionId>>,
     /// Calls in its hands.
-    open: RefCell<HashMap<(SessionId, u64), Open>>,
+    open: RefCell<HashMap<CallKey, Open>>,
     queue: RefCell<VecDeque<Queued>>,
+    /// Bytes of memory that may be copied for it yet.
+    memory: Arc<Semaphore>,
     /// Calls of `decide` that are not answered.
     calls: Cell<usize>,
 }
@@ -54,8 +63,21 @@ pub(super) struct Remote {
 #[derive(Debug)]
 struct Open {
     target: Target,
-    /// Where the verdict goes that was put off.
-    later: Option<Reply>,
+    later: Later,
+}
+
+/// How far a call is whose verdict may be put off. A plugin's two messages, that it
+/// puts it off and the verdict, can come in either order.
+#[derive(Debug)]
+enum Later {
+    /// Neither has come.
+    Not,
+    /// It is put off: where the verdict goes.
+    PutOff(Reply),
+    /// The verdict has come first.
+    Said(Result<Verdict, PluginFailure>),
+    /// Both have come.
+    Done,
 }
 
 #[derive(Debug)]
@@ -63,6 +85,14 @@ struct Queued {
     notification: Rc<Notification>,
     decoded: Vec<Decoded>,
     reply: Reply,
+    /// What it takes of [`Remote::memory`], until the plugin has answered.
+    _room: OwnedSemaphorePermit,
+}
+
+impl Queued {
+    fn bytes(&self) -> usize {
+        translate::notification_bytes(&self.notification, &self.decoded)
+    }
 }
 
 impl std::fmt::Debug for Remote {
@@ -78,12 +108,13 @@ impl std::fmt::Debug for Remote {
 /// waited for any more.
 struct InHands {
     remote: Rc<Remote>,
-    key: (SessionId, u64),
+    key: CallKey,
 }
 
 impl Drop for InHands {
     fn drop(&mut self) {
         self.remote.open.borrow_mut().remove(&self.key);
+        self.remote.tickets.close_call(self.remote.owner(), self.key);
         // What nobody waits for must not wait in line: a plugin may never take it.
         self.remote.queue.borrow_mut().retain(|queued| !queued.reply.is_closed());
     }
@@ -109,13 +140,14 @@ impl Remote {
             known: RefCell::default(),
             open: RefCell::default(),
             queue: RefCell::default(),
+            memory: Arc::new(Semaphore::new(PLUGIN_MEMORY_BYTES_MAX)),
             calls: Cell::new(0),
         })
     }
 
     /// The target of a call in the plugin's hands.
-    pub(super) fn target(&self, session: SessionId, id: u64) -> Option<Target> {
-        self.open.borrow().get(&(session, id)).map(|open| open.target.clone())
+    pub(super) fn target(&self, key: CallKey) -> Option<Target> {
+        self.open.borrow().get(&key).map(|open| open.target.clone())
     }
 
     pub(super) fn tickets(&self) -> &Tickets {
@@ -189,16 +221,25 @@ impl Remote {
         });
     }
 
-    /// Gives a verdict that was put off. False if nobody waits for it.
-    pub(super) fn answer(&self, session: SessionId, id: u64, verdict: wire::verdict::Reader<'_>) -> bool {
-        let reply = self.open.borrow_mut().get_mut(&(session, id)).and_then(|open| open.later.take());
-        let Some(reply) = reply else { return false };
+    /// Gives a verdict that was put off, or will be. False if nobody waits for it.
+    pub(super) fn answer(&self, key: CallKey, verdict: wire::verdict::Reader<'_>) -> bool {
+        let mut open = self.open.borrow_mut();
+        let Some(open) = open.get_mut(&key) else { return false };
+        if matches!(open.later, Later::Said(_) | Later::Done) {
+            return false;
+        }
         let verdict = match self.read(verdict) {
             Ok(Said::Now(verdict)) => Ok(verdict),
             Ok(Said::Later) => Err(PluginFailure::Nonsense("a verdict is put off once".into())),
             Err(failure) => Err(failure),
         };
-        reply.send(verdict).is_ok()
+        match std::mem::replace(&mut open.later, Later::Done) {
+            Later::PutOff(reply) => reply.send(verdict).is_ok(),
+            _ => {
+                open.later = Later::Said(verdict);
+                true
+            }
+        }
     }
 
     fn read(&self, verdict: wire::verdict::Reader<'_>) -> Result<Said, PluginFailure> {
@@ -210,7 +251,14 @@ impl Remote {
         notification: Rc<Notification>,
         target: Target,
     ) -> Result<Verdict, PluginFailure> {
-        let decoded = self.wanted.of(&notification, &target).await;
+        let reads = self.wanted.of(&notification);
+        let most = reads.iter().map(|read| read.bytes_max(&notification)).sum::<usize>();
+        // The semaphore is never closed.
+        let room = Arc::clone(&self.memory).acquire_many_owned(u32::try_from(most).unwrap_or(u32::MAX));
+        let mut room = room.await.map_err(|_| PluginFailure::Gone)?;
+        let decoded = copy(reads, &notification, &target).await;
+        let used = decoded.iter().map(Decoded::bytes).sum::<usize>();
+        drop(room.split(most.saturating_sub(used)));
         // A change of the sessions may be on its way to us still.
         if !self.known.borrow().contains(&notification.session)
             && let Some(session) = (self.sessions)().iter().find(|one| one.id == notification.session)
@@ -218,10 +266,10 @@ impl Remote {
             self.introduce(session);
         }
         let key = (notification.session, notification.id);
-        self.open.borrow_mut().insert(key, Open { target, later: None });
+        self.open.borrow_mut().insert(key, Open { target, later: Later::Not });
         let _in_hands = InHands { remote: Rc::clone(&self), key };
         let (reply, verdict) = oneshot::channel();
-        self.queue.borrow_mut().push_back(Queued { notification, decoded, reply });
+        self.queue.borrow_mut().push_back(Queued { notification, decoded, reply, _room: room });
         self.send_what_waits();
         verdict.await.unwrap_or(Err(PluginFailure::Gone))
     }
@@ -238,26 +286,32 @@ impl Remote {
         }
     }
 
-    /// What is waited for still, in order.
+    /// What is waited for still, in order, as much as one message has room for.
     fn next_batch(&self) -> Vec<Queued> {
         let mut queue = self.queue.borrow_mut();
-        let mut batch = Vec::new();
+        let mut batch: Vec<Queued> = Vec::new();
+        let mut bytes = 0;
         while batch.len() < self.terms.batch_max
-            && let Some(queued) = queue.pop_front()
+            && let Some(queued) = queue.pop_front_if(|queued| {
+                batch.is_empty() || bytes + queued.bytes() <= PLUGIN_GATHERED_BYTES_MAX
+            })
         {
             if !queued.reply.is_closed() {
+                bytes += queued.bytes();
                 batch.push(queued);
             }
         }
         batch
     }
 
-    async fn ask(self: Rc<Self>, batch: Vec<Queued>) {
+    async fn ask(self: Rc<Self>, mut batch: Vec<Queued>) {
         let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
         let mut request = self.plugin.decide_request();
         let mut list = request.get().init_notifications(count);
-        for (index, queued) in (0..count).zip(&batch) {
-            translate::set_notification(list.reborrow().get(index), &queued.notification, &queued.decoded);
+        for (index, queued) in (0..count).zip(&mut batch) {
+            // From here on the message has it.
+            let decoded = std::mem::take(&mut queued.decoded);
+            translate::set_notification(list.reborrow().get(index), &queued.notification, &decoded);
         }
         let answer = request.send().promise.await;
         self.calls.set(self.calls.get().saturating_sub(1));
@@ -284,7 +338,10 @@ impl Remote {
             Ok(Said::Later) => {
                 let key = (queued.notification.session, queued.notification.id);
                 if let Some(open) = self.open.borrow_mut().get_mut(&key) {
-                    open.later = Some(queued.reply);
+                    match std::mem::replace(&mut open.later, Later::Done) {
+                        Later::Said(verdict) => give(queued.reply, verdict),
+                        _ => open.later = Later::PutOff(queued.reply),
+                    }
                 }
             }
         }
@@ -298,7 +355,7 @@ fn give(reply: Reply, verdict: Result<Verdict, PluginFailure>) {
     }
 }
 
-fn failure(error: &capnp::Error) -> PluginFailure {
+pub(super) fn failure(error: &capnp::Error) -> PluginFailure {
     if error.kind == capnp::ErrorKind::Disconnected {
         return PluginFailure::Gone;
     }

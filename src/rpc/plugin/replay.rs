@@ -1,8 +1,9 @@
 //! The monitor's part, played to a plugin without a container: recorded
-//! notifications go in, verdicts come out. The selectors are the broker's own.
+//! notifications go in, verdicts come out. Selectors, deadlines and the judgement of
+//! a verdict are the broker's own. Nobody is suspended: each answer counts.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,22 +15,27 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
-use super::client::{Notification, Verdict, fill_notification, network, read_verdict};
+use super::client::{self, Notification, Verdict, fill_notification, network};
 use super::host::refused;
-use super::translate;
+use super::remote::failure;
+use super::translate::{self, Said};
 use crate::limits::PLUGIN_ATTACH_TIMEOUT;
 use crate::rpc::client::{Code, Error};
 use crate::rpc::convert::refuse;
 use crate::rpc::schema::plugin_capnp as wire;
 use crate::seccomp::broker::RegisterError;
 use crate::seccomp::notification::{Session, SessionId};
+use crate::seccomp::plugin::{PluginFailure, Registration as Terms};
 use crate::seccomp::select::{Call, Matcher};
 use crate::seccomp::syscall::{Architecture, number};
+use crate::seccomp::verdict::Verdict as Judged;
 use crate::sys::socket;
 
 /// A plugin that waits for notifications.
 pub struct Replay {
     stage: Rc<Stage>,
+    /// Those that were described, by their number.
+    sessions: RefCell<BTreeMap<u64, Session>>,
     _connection: tokio::task::JoinHandle<()>,
 }
 
@@ -44,8 +50,10 @@ impl std::fmt::Debug for Replay {
 pub struct Played {
     /// The registration that was asked; `None` if none wanted it.
     pub plugin: Option<String>,
-    /// Its verdict.
+    /// Its verdict, or what its failure leads to.
     pub verdict: Verdict,
+    /// Why it had none of its own, if it failed.
+    pub failure: Option<PluginFailure>,
     /// How long it took.
     pub took: Duration,
 }
@@ -58,9 +66,9 @@ struct Stage {
 }
 
 struct Registered {
-    name: String,
-    priority: i32,
-    deadline: Duration,
+    terms: Terms,
+    /// Is told what was decided, and never asked.
+    is_observer: bool,
     matcher: Matcher,
     plugin: wire::seccomp_plugin::Client,
     later: Rc<Later>,
@@ -70,7 +78,7 @@ struct Registered {
 /// Verdicts that were put off.
 #[derive(Default)]
 struct Later {
-    waiting: RefCell<HashMap<(u64, u64), oneshot::Sender<Verdict>>>,
+    waiting: RefCell<HashMap<(u64, u64), oneshot::Sender<Result<Judged, PluginFailure>>>>,
 }
 
 struct Registration {
@@ -92,7 +100,11 @@ impl wire::registration::Server for Registration {
         let mut stale = 0;
         for answer in params.get()?.get_answers()? {
             let key = (answer.get_session(), answer.get_id());
-            let verdict = read_verdict(answer.get_verdict()?)?;
+            let verdict = match read(answer.get_verdict()?) {
+                Ok(Said::Now(verdict)) => Ok(verdict),
+                Ok(Said::Later) => Err(PluginFailure::Nonsense("a verdict is put off once".into())),
+                Err(failure) => Err(failure),
+            };
             let waiting = self.registered.later.waiting.borrow_mut().remove(&key);
             if waiting.is_none_or(|waiting| waiting.send(verdict).is_err()) {
                 stale += 1;
@@ -101,6 +113,11 @@ impl wire::registration::Server for Registration {
         results.get().set_stale(stale);
         Ok(())
     }
+}
+
+/// Reads a verdict. No descriptor can change hands.
+fn read(verdict: wire::verdict::Reader<'_>) -> Result<Said, PluginFailure> {
+    translate::verdict(verdict, |_| None)
 }
 
 struct Host(Rc<Stage>);
@@ -114,24 +131,22 @@ impl wire::plugin_host::Server for Host {
         let params = params.get()?;
         let asked = translate::request(params.get_request()?).map_err(|error| refuse(&error))?;
         let plugin = params.get_plugin()?;
-        let asked = asked.registration;
-        let matcher = asked
-            .selector
+        let (mut terms, is_observer) = (asked.registration, asked.is_observer);
+        let matcher = std::mem::take(&mut terms.selector)
             .compile()
-            .map_err(|source| refused(&RegisterError::Selector { name: asked.name.clone(), source }))?;
-        // No session exists, and no descriptor can change hands.
+            .map_err(|source| refused(&RegisterError::Selector { name: terms.name.clone(), source }))?;
+        // No session exists yet, and no descriptor can change hands.
         plugin.synchronise_request().send().promise.await?;
         let registered = Rc::new(Registered {
-            name: asked.name,
-            priority: asked.priority,
-            deadline: asked.deadline,
+            terms,
+            is_observer,
             matcher,
             plugin,
             later: Rc::default(),
             ended: Cell::new(false),
         });
         let mut all = self.0.registered.borrow_mut();
-        let position = all.partition_point(|other| other.priority <= registered.priority);
+        let position = all.partition_point(|other| other.terms.priority <= registered.terms.priority);
         all.insert(position, Rc::clone(&registered));
         self.0.came.notify_one();
         results.get().set_registration(capnp_rpc::new_client(Registration { registered }));
@@ -186,30 +201,71 @@ impl Replay {
             }
         };
         timeout(PLUGIN_ATTACH_TIMEOUT, came).await.map_err(|_| silent())?;
-        Ok(Self { stage, _connection: connection })
+        Ok(Self { stage, sessions: RefCell::default(), _connection: connection })
+    }
+
+    /// Describes a session to the plugin: what selectors can ask of its notifications.
+    ///
+    /// # Errors
+    /// What the plugin says if it does not take it.
+    pub async fn open(&self, described: &client::Session) -> Result<(), Error> {
+        let map = |labels: &[(String, String)]| labels.iter().cloned().collect();
+        let session = Session {
+            container: described.container.as_str().into(),
+            metadata: described.metadata.as_str().into(),
+            pid: described.pid,
+            is_exec: described.exec,
+            annotations: map(&described.annotations),
+            labels: map(&described.labels),
+            since_ns: described.since_ns,
+            ..nameless(described.id)
+        };
+        let registered: Vec<Rc<Registered>> = self.stage.registered.borrow().clone();
+        for one in registered.iter().filter(|one| !one.ended.get()) {
+            let mut request = one.plugin.session_opened_request();
+            translate::set_session(request.get().init_session(), &session);
+            request.send().promise.await?;
+        }
+        self.sessions.borrow_mut().insert(described.id, session);
+        Ok(())
     }
 
     /// Asks the plugin about `notification`, as the broker would: by priority,
     /// until one of its registrations decides.
     ///
     /// # Errors
-    /// [`Code::Timeout`] if the deadline passes; what the plugin says if it fails.
+    /// [`Code::Disconnected`] if the plugin goes away.
     pub async fn play(&self, notification: &Notification) -> Result<Played, Error> {
-        let (session, call) = selected_by(notification);
+        let described = self.sessions.borrow().get(&notification.session).cloned();
+        let session = described.unwrap_or_else(|| Session {
+            container: notification.container.as_str().into(),
+            ..nameless(notification.session)
+        });
+        let call = call(notification);
         let began = std::time::Instant::now();
-        let mut played = Played { plugin: None, verdict: Verdict::PassOn, took: Duration::ZERO };
+        let mut played =
+            Played { plugin: None, verdict: Verdict::PassOn, failure: None, took: Duration::ZERO };
         let registered: Vec<Rc<Registered>> = self.stage.registered.borrow().clone();
-        for one in registered.iter().filter(|one| !one.ended.get()) {
+        for one in registered.iter().filter(|one| !one.ended.get() && !one.is_observer) {
             if !one.matcher.session(&session) || !one.matcher.call(&call) {
                 continue;
             }
-            let asked = timeout(one.deadline, one.ask(notification)).await;
-            played.verdict = asked.map_err(|_| Error {
-                code: Code::Timeout,
-                message: format!("{} did not answer in {} ms", one.name, one.deadline.as_millis()),
-            })??;
-            played.plugin = Some(one.name.clone());
-            played.took = began.elapsed();
+            let deadline = one.terms.deadline;
+            let asked = timeout(deadline, one.ask(notification)).await;
+            let (verdict, failure) = match asked.unwrap_or(Err(PluginFailure::Deadline(deadline))) {
+                Err(failure @ PluginFailure::Gone) => {
+                    let message = format!("{}: {failure}", one.terms.name);
+                    return Err(Error { code: Code::Disconnected, message });
+                }
+                Err(failure) => (one.terms.on_failure.verdict(), Some(failure)),
+                Ok(verdict) => (verdict, None),
+            };
+            played = Played {
+                plugin: Some(one.terms.name.clone()),
+                verdict: shown(&verdict),
+                failure,
+                took: began.elapsed(),
+            };
             if played.verdict != Verdict::PassOn {
                 break;
             }
@@ -218,49 +274,71 @@ impl Replay {
     }
 }
 
+/// A verdict as it is recorded.
+fn shown(verdict: &Judged) -> Verdict {
+    match verdict {
+        Judged::Pass => Verdict::PassOn,
+        Judged::Return(value) => Verdict::Return(*value),
+        Judged::Errno(errno) => Verdict::Errno(u16::try_from(*errno).unwrap_or(u16::MAX)),
+        Judged::Continue => Verdict::Continue,
+        Judged::Kill => Verdict::Kill,
+        Judged::AddFd { at, close_on_exec, .. } => Verdict::AddDescriptor {
+            ticket: client::Ticket(Vec::new()),
+            at: *at,
+            close_on_exec: *close_on_exec,
+        },
+    }
+}
+
 impl Registered {
-    async fn ask(&self, notification: &Notification) -> Result<Verdict, Error> {
+    async fn ask(&self, notification: &Notification) -> Result<Judged, PluginFailure> {
         let key = (notification.session, notification.id);
         let (later, put_off) = oneshot::channel();
+        // One that is left of an earlier call is replaced.
         self.later.waiting.borrow_mut().insert(key, later);
         let mut request = self.plugin.decide_request();
-        fill_notification(request.get().init_notifications(1).get(0), notification)?;
-        let answer = request.send().promise.await?;
-        let verdicts = answer.get()?.get_verdicts()?;
+        fill_notification(request.get().init_notifications(1).get(0), notification)
+            .map_err(|error| PluginFailure::Failed(error.message))?;
+        let answer = request.send().promise.await.map_err(|error| failure(&error))?;
+        let verdicts =
+            answer.get().and_then(|answer| answer.get_verdicts()).map_err(|error| failure(&error))?;
         if verdicts.len() != 1 {
-            let message = format!("{} gave {} verdicts for one notification", self.name, verdicts.len());
-            return Err(Error { code: Code::Unknown, message });
+            return Err(PluginFailure::Nonsense(format!("{} verdicts for one notification", verdicts.len())));
         }
-        let verdict = match read_verdict(verdicts.get(0))? {
-            Verdict::Later => put_off.await.unwrap_or_default(),
-            verdict => verdict,
+        let verdict = match read(verdicts.get(0))? {
+            Said::Now(verdict) => verdict,
+            Said::Later => put_off.await.unwrap_or(Err(PluginFailure::Gone))?,
         };
         self.later.waiting.borrow_mut().remove(&key);
-        Ok(verdict)
+        self.terms.check(verdict)
+    }
+}
+
+/// A session of which nothing is known.
+fn nameless(id: u64) -> Session {
+    Session {
+        id: SessionId(id),
+        pod: "replay".into(),
+        container: "".into(),
+        metadata: "".into(),
+        pid: 0,
+        is_exec: false,
+        bundle: PathBuf::new(),
+        annotations: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        since_ns: 0,
     }
 }
 
 /// What selectors look at. A number that the file does not give is had by the name.
-fn selected_by(notification: &Notification) -> (Session, Call) {
+fn call(notification: &Notification) -> Call {
     let architecture = Architecture::ALL
         .into_iter()
         .find(|known| known.as_str() == notification.architecture)
         .unwrap_or(Architecture::NATIVE);
     let by_name = || number(&notification.name, architecture);
     let syscall = if notification.syscall == 0 { by_name().unwrap_or(0) } else { notification.syscall };
-    let session = Session {
-        id: SessionId(notification.session),
-        pod: "replay".into(),
-        container: notification.container.as_str().into(),
-        metadata: "".into(),
-        pid: 0,
-        is_exec: false,
-        bundle: PathBuf::new(),
-        annotations: std::collections::BTreeMap::new(),
-        labels: std::collections::BTreeMap::new(),
-        since_ns: 0,
-    };
-    (session, Call { arch: architecture.audit(), syscall, args: notification.arguments })
+    Call { arch: architecture.audit(), syscall, args: notification.arguments }
 }
 
 fn silent() -> Error {

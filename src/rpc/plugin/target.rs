@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
+use super::packet::TICKET_BYTES;
 use super::remote::Remote;
 use super::translate;
 use crate::limits::{PATH_BYTES_MAX, PLUGIN_READ_BYTES_MAX};
@@ -44,19 +45,19 @@ fn size(size: u32) -> usize {
 impl TargetServer {
     fn find(&self, id: u64) -> Result<(Rc<Remote>, Target), capnp::Error> {
         let found = self.remote.upgrade().and_then(|remote| {
-            let target = remote.target(self.session, id)?;
+            let target = remote.target((self.session, id))?;
             Some((remote, target))
         });
         found.ok_or_else(|| {
             capnp::Error::failed(format!("not-found: call {id} is not in this plugin's hands"))
         })
     }
-}
 
-/// Lets the plugin fetch a descriptor.
-fn ticket(remote: &Remote, fd: OwnedFd) -> Result<[u8; super::packet::TICKET_BYTES], capnp::Error> {
-    let kept = remote.tickets().keep(remote.owner(), fd);
-    kept.map_err(|error| capnp::Error::failed(format!("internal: no ticket can be made: {error}")))
+    /// Lets the plugin fetch a descriptor while call `id` is in its hands.
+    fn ticket(&self, remote: &Remote, id: u64, fd: OwnedFd) -> Result<[u8; TICKET_BYTES], capnp::Error> {
+        let kept = remote.tickets().keep(remote.owner(), Some((self.session, id)), fd);
+        kept.map_err(|error| capnp::Error::failed(format!("internal: no ticket can be made: {error}")))
+    }
 }
 
 impl wire::Server for TargetServer {
@@ -133,7 +134,7 @@ impl wire::Server for TargetServer {
         let number =
             u32::try_from(params.get_descriptor()).map_err(|_| invalid("a descriptor has a number"))?;
         let fd = target.duplicate_fd(number).map_err(|error| refuse(&error))?;
-        results.get().set_ticket(&ticket(&remote, fd)?);
+        results.get().set_ticket(&self.ticket(&remote, params.get_id(), fd)?);
         Ok(())
     }
 
@@ -214,7 +215,8 @@ impl wire::Server for TargetServer {
             wire::Place::WorkingDirectory => target.working_directory(),
             wire::Place::Pidfd => target.pidfd(),
         };
-        results.get().set_ticket(&ticket(&remote, opened.map_err(|error| refuse(&error))?)?);
+        let opened = opened.map_err(|error| refuse(&error))?;
+        results.get().set_ticket(&self.ticket(&remote, params.get_id(), opened)?);
         Ok(())
     }
 }

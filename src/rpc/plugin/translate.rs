@@ -301,6 +301,19 @@ pub fn judge(message: &[u8]) -> (usize, bool) {
     (verdicts.unwrap_or(0), request)
 }
 
+/// Bytes that a notification takes in a message, but for what each takes.
+pub(super) fn notification_bytes(notification: &Notification, decoded: &[Decoded]) -> usize {
+    decoded.iter().map(Decoded::bytes).sum::<usize>() + notification.container.len()
+}
+
+/// Bytes that a session takes in a message, at most: a text takes 8 more than it
+/// has, for its zero and to be aligned, and a pointer to it as many.
+pub(super) fn session_bytes(session: &Session) -> usize {
+    const TEXT: usize = 16;
+    let labels = session.annotations.len() + session.labels.len();
+    session.bytes() + 2 * TEXT * labels + 16 * TEXT
+}
+
 /// Writes a notification.
 pub(in crate::rpc) fn set_notification(
     mut to: wire::notification::Builder<'_>,

@@ -9,13 +9,17 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::remote::CallKey;
 use super::translate;
-use crate::limits::{SECCOMP_DEADLINE_MAX, SECCOMP_TAP_QUEUE_MAX};
+use crate::limits::{
+    PLUGIN_GATHERED_BYTES_MAX, PLUGIN_MEMORY_BYTES_MAX, PLUGIN_READ_BYTES_MAX, SECCOMP_DEADLINE_MAX,
+    SECCOMP_TAP_QUEUE_MAX,
+};
 use crate::rpc::schema::plugin_capnp as wire;
 use crate::seccomp::Broker;
 use crate::seccomp::broker::{RegisterError, Registered};
-use crate::seccomp::decode::{Decoded, Read, well_known};
-use crate::seccomp::notification::{Notification, SessionId};
+use crate::seccomp::decode::{Content, Decoded, Read, well_known};
+use crate::seccomp::notification::Notification;
 use crate::seccomp::plugin::{Decision, Plugin, Registration};
 use crate::seccomp::select::Selector;
 use crate::seccomp::tap::{Observation, Observer, Outcome};
@@ -35,18 +39,14 @@ pub(in crate::rpc) struct Wanted {
 }
 
 impl Wanted {
-    /// Copies it.
-    pub(super) async fn of(&self, notification: &Notification, target: &Target) -> Vec<Decoded> {
+    /// Which memory of this call.
+    pub(super) fn of(&self, notification: &Notification) -> Vec<Read> {
         let mut reads = match &notification.name {
             Some(name) if self.decode => well_known(name),
             _ => Vec::new(),
         };
         reads.extend(&self.reads);
-        let mut decoded = Vec::with_capacity(reads.len());
-        for read in reads {
-            decoded.extend(read.of(notification, target).await);
-        }
-        decoded
+        reads
     }
 
     fn is_nothing(&self) -> bool {
@@ -54,27 +54,55 @@ impl Wanted {
     }
 }
 
+/// Copies memory.
+pub(super) async fn copy(reads: Vec<Read>, notification: &Notification, target: &Target) -> Vec<Decoded> {
+    let mut decoded = Vec::with_capacity(reads.len());
+    for read in reads {
+        decoded.extend(read.of(notification, target).await);
+    }
+    decoded
+}
+
 /// Copies, by session and id of the call. Of calls that are never observed, the
-/// oldest go first.
+/// oldest go first; and where all are too much memory, that of the oldest.
 #[derive(Debug, Default)]
 struct Copies {
-    by_call: HashMap<(SessionId, u64), Vec<Decoded>>,
-    order: VecDeque<(SessionId, u64)>,
+    by_call: HashMap<CallKey, Vec<Decoded>>,
+    order: VecDeque<CallKey>,
+    bytes: usize,
+}
+
+fn bytes(decoded: &[Decoded]) -> usize {
+    decoded.iter().map(Decoded::bytes).sum()
 }
 
 impl Copies {
-    fn put(&mut self, key: (SessionId, u64), decoded: Vec<Decoded>) {
+    fn put(&mut self, key: CallKey, decoded: Vec<Decoded>) {
+        self.bytes += bytes(&decoded);
         self.by_call.insert(key, decoded);
         self.order.push_back(key);
         if self.order.len() > SECCOMP_TAP_QUEUE_MAX
             && let Some(oldest) = self.order.pop_front()
         {
-            self.by_call.remove(&oldest);
+            self.take(oldest);
+        }
+        for key in &self.order {
+            if self.bytes <= PLUGIN_MEMORY_BYTES_MAX {
+                break;
+            }
+            for copy in self.by_call.get_mut(key).into_iter().flatten() {
+                if copy.bytes() > 0 {
+                    self.bytes -= copy.bytes();
+                    copy.content = Content::Failed("the observer was too slow for so much memory".into());
+                }
+            }
         }
     }
 
-    fn take(&mut self, key: (SessionId, u64)) -> Vec<Decoded> {
-        self.by_call.remove(&key).unwrap_or_default()
+    fn take(&mut self, key: CallKey) -> Vec<Decoded> {
+        let decoded = self.by_call.remove(&key).unwrap_or_default();
+        self.bytes -= bytes(&decoded);
+        decoded
     }
 }
 
@@ -89,7 +117,7 @@ impl Plugin for Copier {
     fn decide(&self, notification: Rc<Notification>, target: Target) -> Decision {
         let (wanted, copies) = (self.wanted.clone(), Rc::clone(&self.copies));
         Box::pin(async move {
-            let decoded = wanted.of(&notification, &target).await;
+            let decoded = copy(wanted.of(&notification), &notification, &target).await;
             copies.borrow_mut().put((notification.session, notification.id), decoded);
             Ok(Verdict::Pass)
         })
@@ -101,6 +129,8 @@ impl Plugin for Copier {
 pub(in crate::rpc) struct Watch {
     observer: Observer,
     copies: Rc<RefCell<Copies>>,
+    /// What did not fit into the last message.
+    left: Option<(Rc<Observation>, Vec<Decoded>)>,
     told_lost: u64,
     _copier: Option<Registered>,
 }
@@ -137,23 +167,40 @@ impl Watch {
                 deadline: SECCOMP_DEADLINE_MAX,
                 on_failure: OnFailure::Next,
                 allow_continue: false,
-                in_flight_max: 0,
+                // What is being copied is bounded as what was copied is.
+                in_flight_max: PLUGIN_MEMORY_BYTES_MAX / (PLUGIN_READ_BYTES_MAX * wanted.reads.len().max(1)),
             };
             let copier = Copier { wanted, copies: Rc::clone(&copies) };
             Some(broker.look_at(registration, Rc::new(copier))?)
         };
-        Ok(Self { observer, copies, told_lost: 0, _copier: copier })
+        Ok(Self { observer, copies, left: None, told_lost: 0, _copier: copier })
     }
 
     /// What was seen since the last time, once there is something. `None` when the
     /// broker is gone.
     pub(in crate::rpc) async fn next(&mut self) -> Option<Seen> {
-        let first = self.observer.next().await?;
-        let mut calls = vec![self.complete(first)];
+        let first = match self.left.take() {
+            Some(left) => left,
+            None => {
+                let first = self.observer.next().await?;
+                self.complete(first)
+            }
+        };
+        let size = |(observation, decoded): &(Rc<Observation>, Vec<Decoded>)| {
+            translate::notification_bytes(&observation.notification, decoded)
+        };
+        let mut bytes = size(&first);
+        let mut calls = vec![first];
         while calls.len() < RECORDS_AT_ONCE
             && let Some(more) = self.observer.next_now()
         {
-            calls.push(self.complete(more));
+            let more = self.complete(more);
+            bytes += size(&more);
+            if bytes > PLUGIN_GATHERED_BYTES_MAX {
+                self.left = Some(more);
+                break;
+            }
+            calls.push(more);
         }
         let lost = self.observer.lost().saturating_sub(self.told_lost);
         self.told_lost += lost;
@@ -204,6 +251,7 @@ fn set_record(mut to: wire::record::Builder<'_>, observation: &Observation, deco
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seccomp::notification::SessionId;
 
     #[test]
     fn copies_that_nobody_fetches_are_bounded() {
@@ -222,5 +270,24 @@ mod tests {
             copies.put((SessionId(2), id), Vec::new());
         }
         assert_eq!(copies.order.len(), SECCOMP_TAP_QUEUE_MAX);
+    }
+
+    #[test]
+    fn copies_that_nobody_fetches_take_a_bounded_memory() {
+        let mut copies = Copies::default();
+        let piece = || Decoded { argument: 1, content: Content::Bytes(vec![7; 64 << 10]), cut: false };
+        let count = u64::try_from(2 * PLUGIN_MEMORY_BYTES_MAX / piece().bytes()).unwrap();
+        for id in 0..count {
+            copies.put((SessionId(1), id), vec![piece()]);
+            assert!(copies.bytes <= PLUGIN_MEMORY_BYTES_MAX);
+        }
+        // The oldest say that they are gone; the newest are there.
+        let [gone] = &copies.take((SessionId(1), 0))[..] else { panic!("one piece") };
+        assert!(gone.argument == 1 && matches!(gone.content, Content::Failed(_)));
+        assert_eq!(copies.take((SessionId(1), count - 1)), [piece()]);
+        for id in 0..count {
+            copies.take((SessionId(1), id));
+        }
+        assert_eq!(copies.bytes, 0);
     }
 }

@@ -282,7 +282,7 @@ pub(super) fn fill_descriptor(
     to.set_close_on_exec(close_on_exec);
 }
 
-pub(in crate::rpc) fn read_verdict(verdict: wire::verdict::Reader<'_>) -> capnp::Result<Verdict> {
+fn read_verdict(verdict: wire::verdict::Reader<'_>) -> capnp::Result<Verdict> {
     Ok(match verdict.which().map_err(capnp::Error::from)? {
         wire::verdict::PassOn(()) => Verdict::PassOn,
         wire::verdict::ReturnValue(value) => Verdict::Return(value),

@@ -88,7 +88,7 @@ pub struct Selector {
     pub annotations: Vec<(String, String)>,
     /// Labels of the container; all of them.
     pub labels: Vec<(String, String)>,
-    /// Names of architectures; any of them.
+    /// `SCMP_ARCH_X86_64` and so on, as profiles have them; any of them.
     pub architectures: Vec<String>,
 }
 
@@ -151,7 +151,8 @@ pub enum Read {
 }
 
 /// A listener: processes of one container, or of one exec, under one filter.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Session {
     /// Not used again while the pod lives.
     pub id: u64,
@@ -187,7 +188,7 @@ pub struct Notification {
     pub syscall: i32,
     /// Its name; empty if libseccomp has none.
     pub name: String,
-    /// As `uname -m` names it.
+    /// As in [`Selector::architectures`].
     pub architecture: String,
     /// Where it was called from.
     pub instruction_pointer: u64,
@@ -229,7 +230,7 @@ pub struct Decoded {
     pub argument: u8,
     /// What was there.
     pub content: Content,
-    /// There was more.
+    /// There was more, or not all of it could be read.
     #[serde(default)]
     pub cut: bool,
 }
