@@ -75,10 +75,13 @@ struct Registered {
     ended: Cell<bool>,
 }
 
+/// Where a verdict goes that was put off.
+type Reply = oneshot::Sender<Result<Judged, PluginFailure>>;
+
 /// Verdicts that were put off.
 #[derive(Default)]
 struct Later {
-    waiting: RefCell<HashMap<(u64, u64), oneshot::Sender<Result<Judged, PluginFailure>>>>,
+    waiting: RefCell<HashMap<(u64, u64), Reply>>,
 }
 
 struct Registration {
