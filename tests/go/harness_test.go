@@ -258,10 +258,10 @@ func (p *pod) create(c container) uint32 {
 
 func (p *pod) request(c container) *client.CreateContainerConfig {
 	return &client.CreateContainerConfig{
-		ID:           c.id,
-		BundlePath:   p.path("bundles", c.id),
-		Terminal:     c.terminal,
-		Stdin:        c.stdin,
+		ID:         c.id,
+		BundlePath: p.path("bundles", c.id),
+		Terminal:   c.terminal,
+		Stdin:      c.stdin,
 		// The one that is watched comes first, as CRI-O has it.
 		ExitPaths:    []string{p.exit(c.id), p.private(c.id)},
 		OOMExitPaths: []string{p.oom(c.id)},
