@@ -42,7 +42,7 @@ fn log_that_nobody_reads_holds_up_nothing() {
         said.push_str(std::str::from_utf8(&chunk[..count]).unwrap());
     }
     let lost = said.strip_prefix("WARN lost ").and_then(|rest| rest.split_once(" lines")).expect(&said).0;
-    assert!(lost.parse::<u32>().unwrap() > 10, "{said}");
+    assert!(lost.parse::<u32>().unwrap() > 0, "{said}");
 }
 
 fn greet(socket: &Path) -> Result<Client, Error> {
