@@ -228,11 +228,7 @@ impl Remote {
         if matches!(open.later, Later::Said(_) | Later::Done) {
             return false;
         }
-        let verdict = match self.read(verdict) {
-            Ok(Said::Now(verdict)) => Ok(verdict),
-            Ok(Said::Later) => Err(PluginFailure::Nonsense("a verdict is put off once".into())),
-            Err(failure) => Err(failure),
-        };
+        let verdict = self.read(verdict).and_then(Said::at_last);
         match std::mem::replace(&mut open.later, Later::Done) {
             Later::PutOff(reply) => reply.send(verdict).is_ok(),
             _ => {

@@ -103,11 +103,7 @@ impl wire::registration::Server for Registration {
         let mut stale = 0;
         for answer in params.get()?.get_answers()? {
             let key = (answer.get_session(), answer.get_id());
-            let verdict = match read(answer.get_verdict()?) {
-                Ok(Said::Now(verdict)) => Ok(verdict),
-                Ok(Said::Later) => Err(PluginFailure::Nonsense("a verdict is put off once".into())),
-                Err(failure) => Err(failure),
-            };
+            let verdict = read(answer.get_verdict()?).and_then(Said::at_last);
             let waiting = self.registered.later.waiting.borrow_mut().remove(&key);
             if waiting.is_none_or(|waiting| waiting.send(verdict).is_err()) {
                 stale += 1;

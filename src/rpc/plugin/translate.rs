@@ -220,6 +220,16 @@ pub(super) enum Said {
     Later,
 }
 
+impl Said {
+    /// The verdict that was put off before.
+    pub(super) fn at_last(self) -> Result<Verdict, PluginFailure> {
+        match self {
+            Self::Now(verdict) => Ok(verdict),
+            Self::Later => Err(PluginFailure::Nonsense("a verdict is put off once".into())),
+        }
+    }
+}
+
 /// Reads a verdict. `take` gives the descriptor that a ticket stands for.
 ///
 /// # Errors
