@@ -265,6 +265,15 @@ fn two_attached_clients_each_get_everything_and_done_after_both_streams() {
     assert!(!fixture.directory.path().join("attach").exists(), "the socket must be removed at the end");
 }
 
+/// Sends all of `input` and ends it; the container may have to be read meanwhile.
+fn send_all(client: Client, input: Vec<u8>) -> std::thread::JoinHandle<Client> {
+    std::thread::spawn(move || {
+        input.chunks(32 << 10).for_each(|packet| client.send(packet));
+        client.half_close();
+        client
+    })
+}
+
 #[test]
 fn attached_stdin_is_binary_safe_and_of_any_size() {
     let mut fixture = Fixture::new();
@@ -276,11 +285,7 @@ fn attached_stdin_is_binary_safe_and_of_any_size() {
     }
     input[1000..2000].fill(0);
     let sent = input.clone();
-    let sender = std::thread::spawn(move || {
-        sent.chunks(32 << 10).for_each(|packet| client.send(packet));
-        client.half_close();
-        client
-    });
+    let sender = send_all(client, sent);
     let mut got = Vec::new();
     fixture.stdin.take().unwrap().read_to_end(&mut got).unwrap();
     assert!(got == input, "{} of {} bytes", got.len(), input.len());
@@ -646,11 +651,7 @@ fn container_that_has_closed_its_output_gets_all_of_its_input() {
     fixture.wait_for_stats("both", |stats| stats.clients == 2);
     let input = lines(2 << 20);
     let sent = input.clone();
-    let sender = std::thread::spawn(move || {
-        sent.chunks(32 << 10).for_each(|packet| late.send(packet));
-        late.half_close();
-        late
-    });
+    let sender = send_all(late, sent);
     let mut got = Vec::new();
     fixture.stdin.take().unwrap().read_to_end(&mut got).unwrap();
     assert!(got == input, "{} of {} bytes", got.len(), input.len());
