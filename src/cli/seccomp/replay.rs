@@ -23,8 +23,8 @@ A line can also be a session, as `podinit seccomp ls --output json` lists them: 
 notifications that follow with its number, for plugins that select by metadata, annotations or labels.
 
 Prints a JSON object for each notification: line, name, plugin (the registration that was asked; null if
-none wanted it), verdict, took_us; and failure, if the verdict is what the plugin's failure leads to. There is no process behind a notification, so that a plugin that reaches
-into one is told `not-found`.";
+none wanted it), verdict, took_us; and failure, if the verdict is what the plugin's failure leads to.
+There is no process behind a notification, so that a plugin that reaches into one is told `not-found`.";
 
 /// `seccomp replay`.
 #[derive(Debug, Args)]
