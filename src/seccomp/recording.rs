@@ -2,7 +2,7 @@
 //! allows just that.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde_json::{Value, json};
 
@@ -17,6 +17,8 @@ type Counts = BTreeMap<(u32, i32), u64>;
 #[derive(Debug, Default)]
 pub struct Recordings {
     containers: RefCell<BTreeMap<String, Counts>>,
+    /// Their ids, the oldest first: it makes room for a new one.
+    order: RefCell<VecDeque<String>>,
 }
 
 /// What one container has called.
@@ -50,7 +52,14 @@ impl Recordings {
             if is_known || calls.len() < SECCOMP_COUNTED_CALLS_MAX {
                 *calls.entry((call.arch, call.syscall)).or_default() += 1;
             }
-        } else if containers.len() < SECCOMP_SESSIONS_MAX {
+        } else {
+            let mut order = self.order.borrow_mut();
+            if order.len() >= SECCOMP_SESSIONS_MAX
+                && let Some(oldest) = order.pop_front()
+            {
+                containers.remove(&oldest);
+            }
+            order.push_back(container.to_owned());
             let calls = BTreeMap::from([((call.arch, call.syscall), 1)]);
             containers.insert(container.to_owned(), calls);
         }
@@ -69,11 +78,6 @@ impl Recordings {
                 .collect(),
         };
         chosen.map(recording).collect()
-    }
-
-    /// Forgets a container's recording.
-    pub fn forget(&self, container: &str) {
-        self.containers.borrow_mut().remove(container);
     }
 }
 
@@ -125,9 +129,19 @@ mod tests {
         assert_eq!(profile["architectures"], json!(["SCMP_ARCH_X86_64"]));
         assert_eq!(profile["syscalls"][0]["names"], json!(["mkdir", "openat"]));
         assert_eq!(recordings.list(None).len(), 2);
-        recordings.forget("c");
-        assert_eq!(recordings.list(Some("c")), []);
         let empty = Recording { container: String::new(), calls: Vec::new() };
         assert_eq!(empty.profile()["syscalls"], json!([]));
+    }
+
+    #[test]
+    fn the_oldest_recording_makes_room_for_the_newest() {
+        let recordings = Recordings::default();
+        let call = Call { arch: Architecture::X86_64.audit(), syscall: 83, args: [0; 6] };
+        for container in 0..=SECCOMP_SESSIONS_MAX {
+            recordings.add(&container.to_string(), &call);
+        }
+        assert_eq!(recordings.list(None).len(), SECCOMP_SESSIONS_MAX);
+        assert_eq!(recordings.list(Some("0")), []);
+        assert_eq!(recordings.list(Some(&SECCOMP_SESSIONS_MAX.to_string())).len(), 1);
     }
 }
