@@ -113,6 +113,23 @@ fn plugins_are_asked_by_priority_until_one_decides() {
 }
 
 #[test]
+fn rules_come_before_plugins_of_the_same_priority_even_if_they_are_read_again() {
+    let own = Own::start();
+    let rule = |name: &str, value: i32| {
+        format!(r#"{{"name": "{name}", "match": {{"syscalls": ["getppid"]}}, "do": {{"return": {value}}}}}"#)
+    };
+    let answer = || own.thread(&PPID, || getppid().as_raw()).join().unwrap();
+    own.plugin(registration("p", &PPID), |_, _| ready(Verdict::Return(9)));
+    own.plugin(Registration { priority: -1, ..registration("first", &PPID) }, |_, _| ready(Verdict::Pass));
+    for rules in [[rule("a", 1), rule("b", 2)], [rule("a", 3), rule("c", 4)]] {
+        own.rules(&rules.join(","));
+        assert_eq!(answer(), if rules[0].contains("1}") { 1 } else { 3 });
+    }
+    own.rules("");
+    assert_eq!(answer(), 9);
+}
+
+#[test]
 fn a_plugin_that_fails_costs_only_its_own_verdict() {
     let own = Own::start();
     let soon = Duration::from_millis(20);

@@ -272,8 +272,9 @@ impl Broker {
         let route = Route::new(id, registration, plugin, self.counters_of(&name));
         let mut route = route.map_err(|source| RegisterError::Selector { name, source })?;
         route.is_plugin = is_plugin;
-        let priority = route.registration.priority;
-        let position = state.routes.partition_point(|other| other.registration.priority <= priority);
+        // Rules before plugins, wherever they came from first: to read rules again is to add them again.
+        let place = |route: &Route| (route.registration.priority, route.is_plugin);
+        let position = state.routes.partition_point(|other| place(other) <= place(&route));
         state.routes.insert(position, Rc::new(route));
         state.version += 1;
         Ok(Registered { broker: Rc::downgrade(self), id })
