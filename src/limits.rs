@@ -488,6 +488,10 @@ pub const SECCOMP_SOON: Duration = Duration::from_micros(200);
 /// any more: the kernel does not tell of an interruption.
 pub const SECCOMP_SWEEP_PERIOD: Duration = Duration::from_millis(100);
 
+/// How often calls that wait are looked through for those whose thread does not wait
+/// any more. Until then they count as open for their plugin.
+pub const SECCOMP_CHECK_PERIOD: Duration = Duration::from_secs(1);
+
 /// Registrations of plugins in one pod. Every call that nobody before wanted is
 /// compared with all of them.
 pub const SECCOMP_REGISTRATIONS_MAX: usize = 128;
@@ -505,11 +509,18 @@ pub const SECCOMP_CHANGES_QUEUE_MAX: usize = 1024;
 
 /// Threads for what a target can make slow: reading its memory, connecting in its
 /// name. A thread is there while it is needed, and one second longer.
-pub const SECCOMP_WORKERS_MAX: usize = 64;
+pub const SECCOMP_WORKERS_MAX: usize = 256;
+/// How many of them one container can have at a time: it can make all of them wait
+/// for as long as it likes.
+pub const SECCOMP_CONTAINER_WORKERS_MAX: usize = 32;
 /// See [`SECCOMP_WORKERS_MAX`].
 pub const SECCOMP_WORKER_REST: Duration = Duration::from_secs(1);
 /// Stack of such a thread: it makes one system call.
 pub const SECCOMP_WORKER_STACK_BYTES: usize = 64 << 10;
+
+/// Descriptors of one session's targets, or of one plugin, that wait to be closed,
+/// which its file systems can hold up. Who has as many gets no more.
+pub const SECCOMP_CLOSES_MAX: usize = 256;
 
 /// Failures in a row after which a plugin is not asked for a while; and how long.
 /// One call then tries again.

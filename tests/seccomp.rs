@@ -5,7 +5,7 @@
 mod seccomp_target;
 
 use std::fs::{File, create_dir};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::getppid;
 use podinit::limits::SECCOMP_LINGER_LISTENERS_MAX;
 use podinit::seccomp::broker::Defaults;
+use podinit::seccomp::foreign::ForeignFd;
 use podinit::seccomp::notification::Notification;
 use podinit::seccomp::plugin::{PluginFailure, Registration};
 use podinit::seccomp::tap::Outcome;
@@ -22,6 +23,10 @@ use podinit::seccomp::verdict::{OnFailure, Verdict};
 use seccomp_target::{DEADLINE, MKDIR, Own, errno, failure, never, notify, ready, registration};
 
 const PPID: [&str; 1] = ["getppid"];
+
+fn open(path: &str) -> ForeignFd {
+    OwnedFd::from(File::open(path).unwrap()).into()
+}
 
 /// Where the path of a mkdir(2) or mkdirat(2) is.
 fn path_argument(notification: &Notification) -> u64 {
@@ -35,14 +40,10 @@ fn every_verdict_is_carried_out() {
     own.plugin(registration("mkdir", &MKDIR), |_, _| ready(Verdict::Errno(libc::EXDEV)));
     own.plugin(registration("rmdir", &["rmdir", "unlinkat"]), |_, _| ready(Verdict::Continue));
     own.plugin(registration("memfd", &["memfd_create"]), |_, _| {
-        ready(Verdict::AddFd { fd: File::open("/dev/zero").unwrap().into(), at: None, close_on_exec: true })
+        ready(Verdict::AddFd { fd: open("/dev/zero"), at: None, close_on_exec: true })
     });
     own.plugin(registration("socket", &["socket"]), |_, _| {
-        ready(Verdict::AddFd {
-            fd: File::open("/dev/null").unwrap().into(),
-            at: Some(500),
-            close_on_exec: false,
-        })
+        ready(Verdict::AddFd { fd: open("/dev/null"), at: Some(500), close_on_exec: false })
     });
     own.plugin(registration("pass", &["getpgid"]), |_, _| ready(Verdict::Pass));
 
@@ -80,11 +81,7 @@ fn every_verdict_is_carried_out() {
 fn a_descriptor_that_does_not_fit_is_an_errno_and_no_hang() {
     let own = Own::start();
     own.plugin(registration("memfd", &["memfd_create"]), |_, _| {
-        ready(Verdict::AddFd {
-            fd: File::open("/dev/zero").unwrap().into(),
-            at: Some(u32::MAX),
-            close_on_exec: true,
-        })
+        ready(Verdict::AddFd { fd: open("/dev/zero"), at: Some(u32::MAX), close_on_exec: true })
     });
     let thread = own.thread(&["memfd_create"], || {
         rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::empty()).map(drop)
@@ -313,15 +310,15 @@ async fn use_target(notification: &Rc<Notification>, target: &Target) -> Result<
     assert!(matches!(target.read_memory(1, 1).await, Err(TargetError::Io { .. })));
     target.write_memory(address + path.len() as u64 - 5, b"maked".to_vec()).await?;
 
-    let standard = target.duplicate_fd(0)?;
+    let standard = target.duplicate_fd(0).await?;
     assert_eq!(
         rustix::fs::fstat(&standard).unwrap().st_ino,
         rustix::fs::fstat(std::io::stdin()).unwrap().st_ino
     );
-    assert!(target.duplicate_fd(999_999).is_err());
-    let number = target.install_fd(standard.as_fd(), None, true)?;
+    assert!(target.duplicate_fd(999_999).await.is_err());
+    let number = target.install_fd(target.duplicate_fd(0).await?, None, true).await?;
     assert_eq!(
-        rustix::fs::fstat(target.duplicate_fd(number)?).unwrap().st_ino,
+        rustix::fs::fstat(target.duplicate_fd(number).await?).unwrap().st_ino,
         rustix::fs::fstat(&standard).unwrap().st_ino
     );
 
@@ -349,8 +346,8 @@ fn a_target_is_out_of_reach_once_its_call_is_answered() {
             let refused = [
                 target.read_memory(4096, 1).await.map(drop),
                 target.write_memory(4096, vec![1]).await,
-                target.duplicate_fd(0).map(drop),
-                target.install_fd(std::io::stdin().as_fd(), None, true).map(drop),
+                target.duplicate_fd(0).await.map(drop),
+                target.install_fd(open("/dev/null"), None, true).await.map(drop),
                 target.credentials().map(drop),
                 target.namespaces().map(drop),
                 target.cgroup().map(drop),

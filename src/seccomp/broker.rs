@@ -18,6 +18,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, mpsc};
@@ -26,6 +27,7 @@ use tokio::time::Instant;
 
 use super::builtin;
 use super::call::Pending;
+use super::foreign::Closer;
 use super::linger::Pace;
 use super::live::Live;
 use super::notification::{Session, SessionId};
@@ -41,8 +43,9 @@ use super::thread::StopRequest;
 use super::verdict::{OnFailure, Verdict};
 use super::worker::Workers;
 use crate::limits::{
-    SECCOMP_CALLS_MAX, SECCOMP_CHANGES_QUEUE_MAX, SECCOMP_COUNTED_CALLS_MAX, SECCOMP_REGISTRATIONS_MAX,
-    SECCOMP_SESSION_CALLS_MAX, SECCOMP_SESSIONS_BYTES_MAX, SECCOMP_SESSIONS_MAX, SECCOMP_TAPS_MAX,
+    SECCOMP_CALLS_MAX, SECCOMP_CHANGES_QUEUE_MAX, SECCOMP_CHECK_PERIOD, SECCOMP_COUNTED_CALLS_MAX,
+    SECCOMP_REGISTRATIONS_MAX, SECCOMP_SESSION_CALLS_MAX, SECCOMP_SESSIONS_BYTES_MAX, SECCOMP_SESSIONS_MAX,
+    SECCOMP_TAPS_MAX,
 };
 use crate::sys::seccomp as kernel;
 
@@ -136,6 +139,9 @@ pub struct Broker {
     /// Told when a call has been answered or a registration has come.
     pub(super) moved: Notify,
     pub(super) workers: Workers,
+    /// Of their own: memory that cannot be read shall not keep a verdict from anybody.
+    pub(super) givers: Workers,
+    is_checking: Cell<bool>,
     /// Where containers are ended.
     pub(super) stops: mpsc::UnboundedSender<StopRequest>,
     /// What the `record` built-in has seen.
@@ -190,6 +196,8 @@ impl Broker {
             changes: broadcast::channel(SECCOMP_CHANGES_QUEUE_MAX).0,
             moved: Notify::new(),
             workers: Workers::default(),
+            givers: Workers::default(),
+            is_checking: Cell::new(false),
             recordings: Rc::default(),
             stops,
             open: Cell::new(0),
@@ -394,7 +402,8 @@ impl Broker {
         state.bytes = bytes;
         let live = Rc::new(Live {
             session: Rc::clone(&session),
-            listener: Rc::new(listener),
+            listener: Arc::new(listener),
+            closer: Closer::default(),
             open: RefCell::default(),
             // No version is this one, so the first call makes the list.
             routes: RefCell::new((u64::MAX, Rc::from([]))),
@@ -445,6 +454,25 @@ impl Broker {
             let is_over = |id| !matches!(kernel::is_waiting(live.listener.as_fd(), id), Ok(true));
             live.open.borrow().give_up(is_over);
         }
+    }
+
+    /// Looks from time to time for calls that nobody waits for, while there are any
+    /// that wait.
+    pub(super) fn check_from_time_to_time(self: &Rc<Self>) {
+        if self.is_checking.replace(true) {
+            return;
+        }
+        let broker = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(SECCOMP_CHECK_PERIOD).await;
+                if broker.open.get() == 0 {
+                    break;
+                }
+                broker.sweep();
+            }
+            broker.is_checking.set(false);
+        });
     }
 
     /// Decides about a call, now or in a task.

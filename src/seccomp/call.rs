@@ -1,22 +1,24 @@
 //! One call, from its notification to its answer. It is answered whatever
 //! happens: a call that is forgotten would be a thread that hangs.
 
+use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
 
 use super::broker::Broker;
+use super::foreign::ForeignFd;
 use super::live::Live;
 use super::notification::Notification;
 use super::plugin::PluginFailure;
 use super::route::{RegistrationId, Route};
 use super::select::Call;
-use super::stats::count;
 use super::tap::Outcome;
 use super::target::{OpenCall, Target, TargetError};
-use super::verdict::Verdict;
+use super::verdict::{Verdict, VerdictKind};
 use crate::sys::seccomp as kernel;
 
 /// A call that has been received and not answered.
@@ -27,6 +29,8 @@ pub(super) struct Pending {
     pub(super) received: kernel::Call,
     pub(super) began: Instant,
     is_settled: bool,
+    /// Who is being asked.
+    asked: RefCell<Option<Rc<Route>>>,
     /// Whether its id is among the open ones of its listener.
     is_listed: bool,
 }
@@ -35,10 +39,11 @@ impl Drop for Pending {
     fn drop(&mut self) {
         if !self.is_settled {
             // Interrupted meanwhile, a panic, or the end of the listener or the broker.
-            match self.refuse(libc::ENOSYS) {
-                Outcome::Interrupted => count(&self.broker.interrupted),
-                _ => ::log::error!("a call of {} was given up", self.live.session.container),
+            let outcome = self.refuse(libc::ENOSYS);
+            if outcome != Outcome::Interrupted {
+                ::log::error!("a call of {} was given up", self.live.session.container);
             }
+            self.broker.settled(self, VerdictKind::Errno, self.asked.take().as_ref(), outcome);
         }
         if self.is_listed {
             self.live.open.borrow_mut().remove(self.received.id, self.received.tid);
@@ -56,6 +61,7 @@ impl Pending {
             received,
             began,
             is_settled: false,
+            asked: RefCell::default(),
             is_listed: false,
         }
     }
@@ -84,20 +90,23 @@ impl Pending {
     pub(super) fn decide(mut self, routes: Rc<[Rc<Route>]>, from: usize) {
         self.is_listed = true;
         self.broker.open.set(self.broker.open.get() + 1);
+        self.broker.check_from_time_to_time();
         let (live, kernel::Call { id, tid, .. }) = (Rc::clone(&self.live), self.received);
         let task = tokio::task::spawn_local(async move {
-            let (verdict, route) = self.verdict(routes, from).await;
-            self.settle(verdict, route.as_ref());
+            match self.verdict(routes, from).await {
+                (Verdict::AddFd { fd, at, close_on_exec }, route) => {
+                    let how = kernel::AddFd { at, close_on_exec, is_answer: true };
+                    // A task of its own: what is being given cannot be given up.
+                    tokio::task::spawn_local(self.give(fd, how, route));
+                }
+                (verdict, route) => self.settle(verdict, route.as_ref()),
+            }
         });
         live.open.borrow_mut().add(id, tid, task.abort_handle());
     }
 
     async fn verdict(&self, mut routes: Rc<[Rc<Route>]>, mut from: usize) -> (Verdict, Option<Rc<Route>>) {
-        let open = Rc::new(OpenCall {
-            listener: Rc::clone(&self.live.listener),
-            id: self.received.id,
-            tid: self.received.tid,
-        });
+        let open = Rc::new(self.open_call());
         let notification = self.notification();
         let mut asked: Vec<RegistrationId> = Vec::new();
         loop {
@@ -106,11 +115,13 @@ impl Pending {
                     continue;
                 }
                 asked.push(route.id);
+                self.asked.replace(Some(Rc::clone(route)));
                 match self.ask(route, &notification, &open).await {
                     Verdict::Pass => {}
                     verdict => return (verdict, Some(Rc::clone(route))),
                 }
             }
+            self.asked.take();
             // Before the answer, so that a registration in between is not missed.
             let moved = self.broker.moved.notified();
             match self.broker.left_over(Instant::now()) {
@@ -128,7 +139,7 @@ impl Pending {
         let verdict = match at_once {
             Some(verdict) => route.check(verdict),
             None => {
-                let target = Target::new(open, self.broker.workers.clone());
+                let target = Target::new(open, &notification.container, self.broker.workers.clone());
                 route.ask(Rc::clone(notification), target).await
             }
         };
@@ -156,18 +167,8 @@ impl Pending {
             Verdict::Return(value) => kernel::Answer::Return(value),
             Verdict::Errno(errno) => kernel::Answer::Errno(errno),
             Verdict::Continue => kernel::Answer::Continue,
-            // Nobody settles with it; if somebody did, the call must not hang.
-            Verdict::Pass => return self.refuse(libc::ENOSYS),
-            Verdict::AddFd { fd, at, close_on_exec } => {
-                let how = kernel::AddFd { at, close_on_exec, is_answer: true };
-                let added = kernel::add_fd(self.live.listener.as_fd(), self.received.id, fd.as_fd(), how);
-                return match added {
-                    Ok(number) => Outcome::GaveFd(number),
-                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Outcome::Interrupted,
-                    // It has no number left, or may not have that one: what open(2) would say.
-                    Err(error) => self.refuse(error.raw_os_error().unwrap_or(libc::EMFILE)),
-                };
-            }
+            // Nobody settles with these; if somebody did, the call must not hang.
+            Verdict::Pass | Verdict::AddFd { .. } => return self.refuse(libc::ENOSYS),
             Verdict::Kill => return self.kill(),
         };
         match kernel::answer(self.live.listener.as_fd(), self.received.id, answer) {
@@ -180,6 +181,30 @@ impl Pending {
         }
     }
 
+    /// Gives the target `fd`, which waits until its thread has run.
+    async fn give(mut self, fd: ForeignFd, how: kernel::AddFd, route: Option<Rc<Route>>) {
+        let (listener, id) = (Arc::clone(&self.live.listener), self.received.id);
+        let job = move || kernel::add_fd(listener.as_fd(), id, fd.as_fd(), how);
+        let added = self.broker.givers.run(&self.live.session.container, job).await;
+        let outcome = match added.and_then(|added| added) {
+            Ok(number) => Outcome::GaveFd(number),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Outcome::Interrupted,
+            // It has no number left, or may not have that one: what open(2) would say.
+            Err(error) => self.refuse(error.raw_os_error().unwrap_or(libc::EMFILE)),
+        };
+        self.is_settled = true;
+        self.broker.settled(&self, VerdictKind::AddFd, route.as_ref(), outcome);
+    }
+
+    fn open_call(&self) -> OpenCall {
+        OpenCall {
+            listener: Arc::clone(&self.live.listener),
+            id: self.received.id,
+            tid: self.received.tid,
+            closer: self.live.closer.clone(),
+        }
+    }
+
     fn refuse(&self, errno: i32) -> Outcome {
         let refused = kernel::Answer::Errno(errno);
         match kernel::answer(self.live.listener.as_fd(), self.received.id, refused) {
@@ -189,12 +214,7 @@ impl Pending {
     }
 
     fn kill(&self) -> Outcome {
-        let open = OpenCall {
-            listener: Rc::clone(&self.live.listener),
-            id: self.received.id,
-            tid: self.received.tid,
-        };
-        let killed = open.pidfd().and_then(|pidfd| {
+        let killed = self.open_call().pidfd().and_then(|pidfd| {
             // To a thread it is to its process all the same: SIGKILL ends all of it (signal(7)).
             let sent = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
             sent.map_err(|errno| TargetError::Io { doing: "kill the process", source: errno.into() })

@@ -3,11 +3,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::broker::Broker;
 use super::live::Live;
@@ -38,23 +39,38 @@ fn state(listener: &OwnedFd) -> std::io::Result<State> {
     Ok(if fd.revents().contains(PollFlags::IN) { State::Readable } else { State::HungUp })
 }
 
+/// Ends a session, even if a decision about one of its calls panics: a listener
+/// that is open and that nobody reads would be calls that hang.
+struct Ending {
+    broker: Rc<Broker>,
+    live: Rc<Live>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.broker.end(&self.live);
+        let session = &self.live.session;
+        ::log::debug!("seccomp session {} of {} ended", session.id.0, session.container);
+    }
+}
+
 impl Broker {
     /// Follows `live` to its end.
     pub(super) async fn follow(self: Rc<Self>, live: Rc<Live>) {
+        let ending = Ending { broker: self, live };
+        let Ending { broker, live } = &ending;
         if let Err(error) = kernel::wake_in_step(live.listener.as_fd()) {
             ::log::debug!("no synchronous wake-up of seccomp targets: {error}");
         }
-        if let Err(error) = self.read(&live).await {
+        if let Err(error) = broker.read(live).await {
             // It is closed; the kernel then fails every call with ENOSYS by itself.
             ::log::error!("cannot read the seccomp listener of {}: {error}", live.session.container);
         }
-        self.end(&live);
-        ::log::debug!("seccomp session {} of {} ended", live.session.id.0, live.session.container);
     }
 
     async fn read(self: &Rc<Self>, live: &Rc<Live>) -> std::io::Result<()> {
         let mut buffer = kernel::Buffer::new()?;
-        let fd = AsyncFd::with_interest(Rc::clone(&live.listener), Interest::READABLE)?;
+        let fd = AsyncFd::with_interest(Arc::clone(&live.listener), Interest::READABLE)?;
         loop {
             let mut ready = fd.readable().await?;
             let mut taken = 0;
@@ -90,14 +106,16 @@ impl Broker {
 
     /// Waits until another call can be taken.
     async fn room(&self, live: &Live) {
+        let mut patience = Instant::now() + SECCOMP_SWEEP_PERIOD;
         loop {
             let moved = self.moved.notified();
             if self.has_room(live) {
                 return;
             }
-            self.sweep();
-            if timeout(SECCOMP_SWEEP_PERIOD, moved).await.is_err() {
+            if timeout_at(patience, moved).await.is_err() {
                 ::log::debug!("{} waits for room for its calls", live.session.container);
+                self.sweep();
+                patience = Instant::now() + SECCOMP_SWEEP_PERIOD;
             }
         }
     }

@@ -4,9 +4,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::task::AbortHandle;
 
+use super::foreign::Closer;
 use super::notification::Session;
 use super::route::Route;
 
@@ -54,7 +56,9 @@ impl OpenCalls {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) session: Rc<Session>,
-    pub(super) listener: Rc<OwnedFd>,
+    pub(super) listener: Arc<OwnedFd>,
+    /// Of what its targets' descriptors are copied to.
+    pub(super) closer: Closer,
     /// Calls that wait for a verdict of a task.
     pub(super) open: RefCell<OpenCalls>,
     /// Who can want its calls, and of which the version of the broker's list that is.

@@ -20,6 +20,7 @@ pub mod broker;
 pub mod builtin;
 mod call;
 pub mod decode;
+pub mod foreign;
 mod linger;
 pub mod lint;
 mod listener;

@@ -79,8 +79,8 @@ pub trait Plugin {
     /// Decides about a call that the selector has chosen.
     fn decide(&self, notification: Rc<Notification>, target: Target) -> Decision;
 
-    /// A verdict that needs neither time nor a look at the target. With `None`,
-    /// [`Plugin::decide`] is asked.
+    /// A verdict that needs neither time nor a look at the target, and so is no
+    /// [`Verdict::AddFd`]. With `None`, [`Plugin::decide`] is asked.
     fn at_once(&self, _session: &Session, _call: &Call) -> Option<Verdict> {
         None
     }

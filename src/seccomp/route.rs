@@ -83,8 +83,11 @@ impl Route {
         notification: Rc<Notification>,
         target: Target,
     ) -> Result<Verdict, PluginFailure> {
-        self.refuse_if_suspended()?;
+        if self.is_plugin {
+            self.refuse_if_suspended()?;
+        }
         let deadline = self.registration.deadline;
+        let touched = target.clone();
         let answer = async {
             // The semaphore is never closed.
             let _permit = self.permits.acquire().await.map_err(|_| PluginFailure::Gone)?;
@@ -97,7 +100,7 @@ impl Route {
             _ = gone.wait_for(|gone| *gone) => Err(PluginFailure::Gone),
         };
         let checked = answer.and_then(|verdict| self.check(verdict));
-        self.note(checked.as_ref().err());
+        self.note(checked.as_ref().err(), touched.is_slow());
         checked
     }
 
@@ -118,7 +121,7 @@ impl Route {
         Ok(())
     }
 
-    fn note(&self, failure: Option<&PluginFailure>) {
+    fn note(&self, failure: Option<&PluginFailure>, is_target_slow: bool) {
         match failure {
             None => {
                 self.in_a_row.set(0);
@@ -127,6 +130,10 @@ impl Route {
             }
             Some(PluginFailure::Deadline(_)) => count(&self.counters.time_outs),
             Some(_) => count(&self.counters.failures),
+        }
+        // One container's doing must not cost the others their verdicts. A rule has no other failures.
+        if !self.is_plugin || is_target_slow {
+            return;
         }
         self.in_a_row.set(self.in_a_row.get().saturating_add(1));
         if self.in_a_row.get() >= SECCOMP_FAILURES_IN_A_ROW_MAX {

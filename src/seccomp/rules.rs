@@ -14,8 +14,8 @@ use super::select::{SelectError, Selector, Syscall};
 use super::syscall::errno_number;
 use super::verdict::OnFailure;
 use crate::limits::{
-    SECCOMP_CONNECT_TIMEOUT, SECCOMP_DEADLINE_MAX, SECCOMP_RULES_BYTES_MAX, SECCOMP_RULES_FILES_MAX,
-    SECCOMP_RULES_MAX, SECCOMP_SELECTOR_ITEMS_MAX, SECCOMP_STOP_DELAY,
+    SECCOMP_CALLS_MAX, SECCOMP_CONNECT_TIMEOUT, SECCOMP_DEADLINE_MAX, SECCOMP_RULES_BYTES_MAX,
+    SECCOMP_RULES_FILES_MAX, SECCOMP_RULES_MAX, SECCOMP_SELECTOR_ITEMS_MAX, SECCOMP_STOP_DELAY,
 };
 
 /// Where rules are looked for unless the command line says otherwise.
@@ -319,9 +319,8 @@ impl Rule {
     /// How the broker is to ask it.
     pub(super) fn registration(&self) -> Registration {
         let (deadline, on_failure) = match &self.action {
-            Action::Connect(connect) => {
-                (Duration::from_millis(connect.timeout_ms), OnFailure::Errno(libc::ETIMEDOUT))
-            }
+            // It has a limit of its own.
+            Action::Connect(_) => (SECCOMP_DEADLINE_MAX, OnFailure::Errno(libc::ETIMEDOUT)),
             _ => (Duration::from_secs(1), OnFailure::Errno(libc::EPERM)),
         };
         Registration {
@@ -331,7 +330,8 @@ impl Rule {
             deadline,
             on_failure,
             allow_continue: true,
-            in_flight_max: 0,
+            // One container's calls must not wait for another's.
+            in_flight_max: SECCOMP_CALLS_MAX,
         }
     }
 }

@@ -9,14 +9,17 @@
 //!
 //! A target is of use until its call is answered; then everything is refused.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
+use super::foreign::{Closer, ForeignFd};
 use super::worker::Workers;
 use crate::limits::{SECCOMP_MEMORY_BYTES_MAX, SECCOMP_STATUS_BYTES_MAX, SECCOMP_STRING_BYTES_MAX};
 use crate::sys::seccomp as kernel;
@@ -29,19 +32,24 @@ const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(rustix::fs::OFlags
 /// may not be there.
 const PAGE: u64 = 4096;
 
-/// A call that has not been answered. The broker holds the one strong reference.
-#[derive(Debug)]
+/// A call that has not been answered. The broker holds the one strong reference; a
+/// thread that waits for the target has a copy, and asks the kernel.
+#[derive(Debug, Clone)]
 pub(super) struct OpenCall {
-    pub(super) listener: Rc<OwnedFd>,
+    pub(super) listener: Arc<OwnedFd>,
     pub(super) id: u64,
     pub(super) tid: u32,
+    pub(super) closer: Closer,
 }
 
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Target {
     call: Weak<OpenCall>,
+    container: Rc<str>,
     workers: Workers,
+    /// Looks and changes that have not come to an end.
+    under_way: Rc<Cell<usize>>,
 }
 
 /// Why a target could not be read or changed.
@@ -139,10 +147,11 @@ impl OpenCall {
         opened.map_err(fail(doing))
     }
 
-    fn directory(&self, link: &str, doing: &'static str) -> Result<OwnedFd, TargetError> {
+    fn directory(&self, link: &str, doing: &'static str) -> Result<ForeignFd, TargetError> {
         use rustix::fs::{Mode, OFlags};
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::open(self.path(link)?, flags, Mode::empty());
+        let opened = opened.map(|opened| self.closer.keep(opened));
         self.check()?;
         opened.map_err(|errno| fail(doing)(errno.into()))
     }
@@ -172,15 +181,32 @@ impl OpenCall {
         self.check()?;
         opened
     }
+
+    fn duplicate(&self, number: i32, doing: &'static str) -> Result<ForeignFd, TargetError> {
+        if !self.closer.has_room() {
+            return Err(fail(doing)(rustix::io::Errno::MFILE.into()));
+        }
+        let pidfd = self.pidfd()?;
+        let copy = rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty());
+        let copy = copy.map(|copy| self.closer.keep(copy));
+        self.check()?;
+        copy.map_err(|errno| fail(doing)(errno.into()))
+    }
 }
 
 impl Target {
-    pub(super) fn new(call: &Rc<OpenCall>, workers: Workers) -> Self {
-        Self { call: Rc::downgrade(call), workers }
+    pub(super) fn new(call: &Rc<OpenCall>, container: &Rc<str>, workers: Workers) -> Self {
+        Self { call: Rc::downgrade(call), container: Rc::clone(container), workers, under_way: Rc::default() }
     }
 
     fn call(&self) -> Result<Rc<OpenCall>, TargetError> {
         self.call.upgrade().ok_or(TargetError::Gone)
+    }
+
+    /// Whether something that was to be done to it has not come to an end: it is the
+    /// target then that makes whoever asked for it late.
+    pub(super) fn is_slow(&self) -> bool {
+        self.under_way.get() > 0
     }
 
     /// Whether its call still waits for an answer.
@@ -221,10 +247,29 @@ impl Target {
         read: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
     ) -> Result<T, TargetError> {
         let doing = "read the memory";
-        let memory = self.call()?.open("mem", false, doing)?;
-        let read = self.workers.run(move || read(&memory)).await;
-        self.call()?.check()?;
-        read.and_then(|read| read).map_err(fail(doing))
+        self.at_work(doing, move |call| {
+            let memory = call.open("mem", false, doing)?;
+            let read = read(&memory);
+            call.check()?;
+            read.map_err(fail(doing))
+        })
+        .await
+    }
+
+    /// Does what a target can make slow. To open its memory, or to copy its
+    /// descriptor, is to wait for an execve(2) of a process that has its number by
+    /// now, which waits for the file systems whose descriptors it closes.
+    async fn at_work<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&OpenCall) -> Result<T, TargetError> + Send + 'static,
+    ) -> Result<T, TargetError> {
+        let call = OpenCall::clone(&*self.call()?);
+        self.under_way.set(self.under_way.get() + 1);
+        let done = self.workers.run(&self.container, move || work(&call)).await;
+        self.under_way.set(self.under_way.get() - 1);
+        self.call()?;
+        done.map_err(fail(doing))?
     }
 
     /// Writes `bytes` at `address`: all of them, unless there is an error.
@@ -237,23 +282,23 @@ impl Target {
             return Err(TargetError::TooMuch { asked: bytes.len(), max: SECCOMP_MEMORY_BYTES_MAX });
         }
         let doing = "write the memory";
-        let memory = self.call()?.open("mem", true, doing)?;
-        let written = self.workers.run(move || memory.write_all_at(&bytes, address)).await;
-        written.and_then(|written| written).map_err(fail(doing))
+        self.at_work(doing, move |call| {
+            // It asks whether the call still waits when it has opened: just before the write.
+            let memory = call.open("mem", true, doing)?;
+            memory.write_all_at(&bytes, address).map_err(fail(doing))
+        })
+        .await
     }
 
     /// A copy of the target's descriptor `number`.
     ///
     /// # Errors
-    /// `EBADF` if it is not open there.
-    pub fn duplicate_fd(&self, number: u32) -> Result<OwnedFd, TargetError> {
-        let call = self.call()?;
+    /// `EBADF` if it is not open there, `EMFILE` if too many of its session wait to
+    /// be closed.
+    pub async fn duplicate_fd(&self, number: u32) -> Result<ForeignFd, TargetError> {
         let doing = "duplicate a descriptor";
         let number = i32::try_from(number).map_err(|_| fail(doing)(rustix::io::Errno::BADF.into()))?;
-        let pidfd = call.pidfd()?;
-        let copy = rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty());
-        call.check()?;
-        copy.map_err(|errno| fail(doing)(errno.into()))
+        self.at_work(doing, move |call| call.duplicate(number, doing)).await
     }
 
     /// Gives the target a copy of `fd` without answering its call; its number
@@ -262,33 +307,38 @@ impl Target {
     ///
     /// # Errors
     /// `EMFILE` if the target has no number left, `EBADF` if it may not have `at`.
-    pub fn install_fd(
+    pub async fn install_fd(
         &self,
-        fd: BorrowedFd<'_>,
+        fd: ForeignFd,
         at: Option<u32>,
         close_on_exec: bool,
     ) -> Result<u32, TargetError> {
-        let call = self.call()?;
+        let doing = "install a descriptor";
         let how = kernel::AddFd { at, close_on_exec, is_answer: false };
-        kernel::add_fd(call.listener.as_fd(), call.id, fd, how).map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOENT) => TargetError::Gone,
-            _ => fail("install a descriptor")(error),
+        self.at_work(doing, move |call| {
+            let added = kernel::add_fd(call.listener.as_fd(), call.id, fd.as_fd(), how);
+            added.map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOENT) => TargetError::Gone,
+                _ => fail(doing)(error),
+            })
         })
+        .await
     }
 
     /// The target's thread as a pidfd; before Linux 6.9 its process.
     ///
     /// # Errors
     /// [`TargetError::Invisible`] if it cannot be seen from here.
-    pub fn pidfd(&self) -> Result<OwnedFd, TargetError> {
-        self.call()?.pidfd()
+    pub fn pidfd(&self) -> Result<ForeignFd, TargetError> {
+        let call = self.call()?;
+        Ok(call.closer.keep(call.pidfd()?))
     }
 
     /// The target's root directory (`O_PATH`).
     ///
     /// # Errors
     /// If it cannot be opened.
-    pub fn root(&self) -> Result<OwnedFd, TargetError> {
+    pub fn root(&self) -> Result<ForeignFd, TargetError> {
         self.call()?.directory("root", "open the root directory")
     }
 
@@ -296,7 +346,7 @@ impl Target {
     ///
     /// # Errors
     /// If it cannot be opened.
-    pub fn working_directory(&self) -> Result<OwnedFd, TargetError> {
+    pub fn working_directory(&self) -> Result<ForeignFd, TargetError> {
         self.call()?.directory("cwd", "open the working directory")
     }
 

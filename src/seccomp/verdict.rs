@@ -1,9 +1,8 @@
 //! What can be answered, and what is answered when nobody does.
 
-use std::os::fd::OwnedFd;
-
 use serde::Deserialize;
 
+use super::foreign::ForeignFd;
 use super::syscall::errno_number;
 
 /// The greatest errno that the kernel takes for one (`MAX_ERRNO`, linux/err.h).
@@ -25,7 +24,7 @@ pub enum Verdict {
     /// number, in one step that cannot be interrupted half-way.
     AddFd {
         /// Which.
-        fd: OwnedFd,
+        fd: ForeignFd,
         /// The number in the target, replacing what is there; else the lowest that is free.
         at: Option<u32>,
         /// Whether it is closed at execve(2).

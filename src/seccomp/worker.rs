@@ -3,15 +3,20 @@
 //! Reading a target's memory can take for ever: a page of it may belong to a file
 //! system that does not answer. The broker's thread must never wait for that, so
 //! it is done here, and whoever asked gives up at the deadline. A thread that is
-//! stuck counts, and [`SECCOMP_WORKERS_MAX`] bounds them.
+//! stuck counts: for its container, of whose jobs [`SECCOMP_CONTAINER_WORKERS_MAX`]
+//! are begun at a time, and for all, of which there are [`SECCOMP_WORKERS_MAX`].
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
-use crate::limits::{SECCOMP_WORKER_REST, SECCOMP_WORKER_STACK_BYTES, SECCOMP_WORKERS_MAX};
+use crate::limits::{
+    SECCOMP_CONTAINER_WORKERS_MAX, SECCOMP_WORKER_REST, SECCOMP_WORKER_STACK_BYTES, SECCOMP_WORKERS_MAX,
+};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -19,6 +24,8 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Clone, Default)]
 pub struct Workers {
     shared: Arc<Shared>,
+    /// What each container may begin, of those that have begun something.
+    shares: Rc<RefCell<HashMap<Rc<str>, Weak<Semaphore>>>>,
 }
 
 #[derive(Default)]
@@ -42,20 +49,37 @@ impl std::fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// Runs `job` on a thread of its own kind. Dropped before it has begun, it is
-    /// not run.
+    /// Runs `job` for `container` on a thread of its own kind, as soon as it is the
+    /// container's turn. Dropped before it has begun, it is not run.
     ///
     /// # Errors
     /// If no thread can be had, or the job panicked.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    pub async fn run<T: Send + 'static>(
+        &self,
+        container: &Rc<str>,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let turn = self.share(container).acquire_owned().await.map_err(io::Error::other)?;
         let (sender, receiver) = oneshot::channel();
         let job = move || {
             if !sender.is_closed() && sender.send(job()).is_err() {
                 ::log::debug!("nobody waited for a worker");
             }
+            drop(turn);
         };
         self.start(Box::new(job))?;
         receiver.await.map_err(|_| io::Error::other("the worker's thread ended without an answer"))
+    }
+
+    fn share(&self, container: &Rc<str>) -> Arc<Semaphore> {
+        let mut shares = self.shares.borrow_mut();
+        if let Some(share) = shares.get(container).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Semaphore::new(SECCOMP_CONTAINER_WORKERS_MAX));
+        shares.insert(Rc::clone(container), Arc::downgrade(&share));
+        share
     }
 
     fn start(&self, job: Job) -> io::Result<()> {
@@ -117,6 +141,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -124,18 +150,31 @@ mod tests {
     }
 
     #[test]
-    fn a_stuck_job_holds_up_nobody_else() {
+    fn a_container_whose_jobs_are_stuck_holds_up_itself_only() {
         let workers = Workers::default();
-        let (unstick, stuck) = std::sync::mpsc::channel::<()>();
+        let (bad, good): (Rc<str>, Rc<str>) = ("bad".into(), "good".into());
+        let stuck = Arc::new(Barrier::new(SECCOMP_CONTAINER_WORKERS_MAX + 1));
         block_on(async {
-            let job = workers.clone();
-            let first = tokio::task::spawn_local(async move { job.run(move || stuck.recv().is_err()).await });
+            let jobs: Vec<_> = (0..=SECCOMP_CONTAINER_WORKERS_MAX)
+                .map(|_| {
+                    let (workers, bad, stuck) = (workers.clone(), Rc::clone(&bad), Arc::clone(&stuck));
+                    tokio::task::spawn_local(async move {
+                        workers.run(&bad, move || _ = stuck.wait()).await.unwrap();
+                    })
+                })
+                .collect();
             tokio::task::yield_now().await;
+            assert_eq!(workers.shared.lock().threads, SECCOMP_CONTAINER_WORKERS_MAX);
             for number in 0..200 {
-                assert_eq!(workers.run(move || number).await.unwrap(), number);
+                assert_eq!(workers.run(&good, move || number).await.unwrap(), number);
             }
-            drop(unstick);
-            assert!(first.await.unwrap().unwrap());
+            // What nobody waits for any more has no turn.
+            jobs[SECCOMP_CONTAINER_WORKERS_MAX].abort();
+            stuck.wait();
+            for job in jobs.into_iter().take(SECCOMP_CONTAINER_WORKERS_MAX) {
+                job.await.unwrap();
+            }
+            workers.run(&bad, || ()).await.unwrap();
         });
     }
 
@@ -143,10 +182,11 @@ mod tests {
     fn a_job_that_panics_is_an_error_and_no_more() {
         let workers = Workers::default();
         block_on(async {
-            let error = workers.run(|| std::panic::resume_unwind(Box::new("on purpose"))).await;
+            let container = "c".into();
+            let error = workers.run(&container, || std::panic::resume_unwind(Box::new("on purpose"))).await;
             let error: io::Error = error.unwrap_err();
             assert!(error.to_string().contains("without an answer"));
-            assert_eq!(workers.run(|| 7).await.unwrap(), 7);
+            assert_eq!(workers.run(&container, || 7).await.unwrap(), 7);
         });
     }
 }

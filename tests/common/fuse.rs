@@ -1,13 +1,16 @@
 //! A file system of one file, `log`, whose writes are answered when the test says
 //! so: what a dead disk or a hung NFS server looks like to whoever writes.
 //!
-//! The protocol is linux/fuse.h, spoken over /dev/fuse by one thread.
+//! The protocol is linux/fuse.h, spoken over /dev/fuse by one thread with a table of
+//! descriptors of its own. It dies with this program, and the kernel then answers
+//! whoever still waits: a close(2) of this program that waited for this program
+//! would keep it for ever.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -29,6 +32,7 @@ const ENOSYS: i32 = 38;
 #[derive(Default)]
 struct State {
     open: bool,
+    holds_flushes: bool,
     waiting: usize,
     content: Vec<u8>,
 }
@@ -45,12 +49,18 @@ impl SlowDisk {
     pub(crate) fn mount(directory: &Path) -> Self {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-        let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-        mount(Some("slow"), directory, Some("fuse"), MsFlags::empty(), Some(options.as_str())).unwrap();
         let shared = Arc::<(Mutex<State>, Condvar)>::default();
-        let served = Arc::clone(&shared);
-        std::thread::spawn(move || serve(device, &served));
+        let (served, place) = (Arc::clone(&shared), directory.to_owned());
+        let (told, mounted) = mpsc::channel();
+        std::thread::spawn(move || {
+            leave_descriptors();
+            let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+            let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+            mount(Some("slow"), &place, Some("fuse"), MsFlags::empty(), Some(options.as_str())).unwrap();
+            told.send(()).unwrap();
+            serve(device, &served);
+        });
+        mounted.recv().unwrap();
         Self { directory: directory.to_owned(), shared }
     }
 
@@ -59,13 +69,19 @@ impl SlowDisk {
         self.directory.join("log")
     }
 
-    /// Waits until a write is stuck.
+    /// Lets close(2) wait, too.
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub(crate) fn hold_flushes(&self) {
+        self.shared.0.lock().unwrap().holds_flushes = true;
+    }
+
+    /// Waits until a write, or a close(2), is stuck.
     pub(crate) fn wait_for_a_write(&self) {
         let (state, changed) = &*self.shared;
         drop(changed.wait_while(state.lock().unwrap(), |state| state.waiting == 0).unwrap());
     }
 
-    /// Answers all writes from now on.
+    /// Answers everything from now on.
     pub(crate) fn release(&self) {
         let (state, changed) = &*self.shared;
         state.lock().unwrap().open = true;
@@ -73,6 +89,7 @@ impl SlowDisk {
     }
 
     /// What was written.
+    #[allow(dead_code, reason = "each test program uses its part")]
     pub(crate) fn content(&self) -> Vec<u8> {
         self.shared.0.lock().unwrap().content.clone()
     }
@@ -82,6 +99,19 @@ impl Drop for SlowDisk {
     fn drop(&mut self) {
         self.release();
         umount2(&self.directory, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+/// Gives this thread a table of descriptors of its own, with the standard ones only.
+fn leave_descriptors() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).unwrap();
+    let open: Vec<i32> = std::fs::read_dir("/proc/thread-self/fd")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    for number in open.into_iter().filter(|number| *number > 2) {
+        // The directory's own is closed already.
+        let _closed = nix::unistd::close(number);
     }
 }
 
@@ -102,7 +132,11 @@ fn serve(mut device: File, shared: &(Mutex<State>, Condvar)) {
             // FOPEN_DIRECT_IO: what is written comes here at once.
             OPEN => Ok([vec![0; 8], 1_u32.to_ne_bytes().to_vec(), vec![0; 4]].concat()),
             WRITE => Ok(write(shared, &request[2 * HEADER..])),
-            FLUSH | RELEASE => Ok(Vec::new()),
+            FLUSH => {
+                flush(shared);
+                Ok(Vec::new())
+            }
+            RELEASE => Ok(Vec::new()),
             _ => Err(ENOSYS),
         };
         let (error, body) = answer.map_or_else(|errno| (-errno, Vec::new()), |body| (0, body));
@@ -139,6 +173,16 @@ fn attributes(node: u64, size: u64) -> Vec<u8> {
     attributes.extend_from_slice(&1_u32.to_ne_bytes());
     attributes.resize(88, 0);
     attributes
+}
+
+fn flush((state, changed): &(Mutex<State>, Condvar)) {
+    let mut state = state.lock().unwrap();
+    if state.holds_flushes {
+        state.waiting += 1;
+        changed.notify_all();
+        let mut state = changed.wait_while(state, |state| !state.open).unwrap();
+        state.waiting -= 1;
+    }
 }
 
 /// `fuse_write_out`, once writes are let through.

@@ -128,9 +128,19 @@ impl Own {
         calls: &[&str],
         work: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
+        self.thread_of("c", calls, work)
+    }
+
+    /// The same, of another container.
+    pub fn thread_of<T: Send + 'static>(
+        &self,
+        container: &'static str,
+        calls: &[&str],
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
         let (socket, calls) = (self.socket(), calls.iter().map(ToString::to_string).collect::<Vec<_>>());
         std::thread::spawn(move || {
-            notify(&socket, "c", &calls);
+            notify(&socket, container, &calls);
             work()
         })
     }

@@ -15,6 +15,7 @@ use super::packet::{Packet, TICKET_BYTES, receive, send};
 use super::remote::CallKey;
 use crate::limits::{ACCEPT_PAUSE, PLUGIN_CONNECTIONS_MAX, PLUGIN_DESCRIPTORS_MAX};
 use crate::monitor::seccomp::DESCRIPTORS_NAME as NAME;
+use crate::seccomp::foreign::{Closer, ForeignFd};
 use crate::sys::socket;
 
 /// Whose a descriptor is: it is closed when its owner ends.
@@ -32,7 +33,7 @@ struct Slot {
     owner: Owner,
     /// The call whose end is its end.
     call: Option<CallKey>,
-    fd: OwnedFd,
+    fd: ForeignFd,
 }
 
 /// All that wait, oldest first.
@@ -50,7 +51,7 @@ impl Tickets {
         &self,
         owner: Owner,
         call: Option<CallKey>,
-        fd: OwnedFd,
+        fd: ForeignFd,
     ) -> io::Result<[u8; TICKET_BYTES]> {
         let mut ticket = [0; TICKET_BYTES];
         let mut filled = 0;
@@ -68,7 +69,7 @@ impl Tickets {
     }
 
     /// Takes out what `ticket` stands for.
-    pub(super) fn take(&self, ticket: &[u8]) -> Option<OwnedFd> {
+    pub(super) fn take(&self, ticket: &[u8]) -> Option<ForeignFd> {
         let mut slots = self.slots.borrow_mut();
         let at = slots.iter().position(|slot| slot.ticket == ticket)?;
         slots.remove(at).map(|slot| slot.fd)
@@ -136,7 +137,13 @@ impl Tickets {
                 return Err(io::Error::other(format!("its peer is user {}", peer.as_raw())));
             }
             let socket = AsyncFd::new(socket)?;
+            let closer = Closer::default();
             while let Some((bytes, descriptors)) = receive(&socket).await? {
+                let descriptors = descriptors.into_iter().map(|fd| closer.keep(fd)).collect();
+                if !closer.has_room() {
+                    let error = "descriptors that it handed over cannot be closed";
+                    return Err(io::Error::other(error));
+                }
                 send(&socket, &self.answer(owner, &bytes, descriptors)).await?;
             }
             Ok(())
@@ -148,7 +155,7 @@ impl Tickets {
         self.connected.set(self.connected.get().saturating_sub(1));
     }
 
-    fn answer(&self, owner: Owner, bytes: &[u8], descriptors: Vec<OwnedFd>) -> Packet {
+    fn answer(&self, owner: Owner, bytes: &[u8], descriptors: Vec<ForeignFd>) -> Packet<ForeignFd> {
         match Packet::read(bytes, descriptors) {
             Ok(Packet::Put(fd)) => match self.keep(owner, None, fd) {
                 Ok(ticket) => Packet::Ticket(ticket),
@@ -168,8 +175,8 @@ impl Tickets {
 mod tests {
     use super::*;
 
-    fn null() -> OwnedFd {
-        std::fs::File::open("/dev/null").unwrap().into()
+    fn null() -> ForeignFd {
+        OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into()
     }
 
     #[test]

@@ -27,23 +27,23 @@ pub(super) const TICKET_BYTES: usize = 16;
 /// Bytes of the longest packet: an error's text.
 const PACKET_BYTES_MAX: usize = 256;
 
-/// What a packet says.
+/// What a packet says. The monitor's descriptors are a `ForeignFd`.
 #[derive(Debug)]
-pub(super) enum Packet {
+pub(super) enum Packet<Fd = OwnedFd> {
     /// A descriptor.
-    Put(OwnedFd),
+    Put(Fd),
     /// A ticket.
     Ticket([u8; TICKET_BYTES]),
     /// It went wrong.
     Error(String),
 }
 
-impl Packet {
+impl<Fd: AsFd> Packet<Fd> {
     /// A packet's meaning.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn read(bytes: &[u8], mut descriptors: Vec<OwnedFd>) -> Result<Self, &'static str> {
+    pub(super) fn read(bytes: &[u8], mut descriptors: Vec<Fd>) -> Result<Self, &'static str> {
         match (bytes.split_first(), descriptors.pop()) {
             (Some((b'p', [])), Some(descriptor)) if descriptors.is_empty() => Ok(Self::Put(descriptor)),
             (Some((b't', ticket)), None) => match ticket.try_into() {
@@ -74,7 +74,7 @@ impl Packet {
 }
 
 /// Sends one packet.
-pub(super) async fn send(socket: &AsyncFd<OwnedFd>, packet: &Packet) -> io::Result<()> {
+pub(super) async fn send(socket: &AsyncFd<OwnedFd>, packet: &Packet<impl AsFd>) -> io::Result<()> {
     let bytes = packet.bytes();
     loop {
         let mut ready = socket.writable().await?;
@@ -136,6 +136,7 @@ mod tests {
 
     #[test]
     fn packets_are_what_they_say() {
+        type Packet = super::Packet<OwnedFd>;
         assert!(matches!(Packet::read(b"p", descriptors(1)), Ok(Packet::Put(_))));
         assert!(
             matches!(Packet::read(b"t0123456789abcdef", vec![]), Ok(Packet::Ticket(t)) if &t == b"0123456789abcdef")

@@ -1,6 +1,5 @@
 //! A session's processes, for the plugin that has calls of them in its hands.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
 use super::packet::TICKET_BYTES;
@@ -8,6 +7,7 @@ use super::remote::Remote;
 use super::translate;
 use crate::limits::{PATH_BYTES_MAX, PLUGIN_READ_BYTES_MAX};
 use crate::rpc::schema::plugin_capnp::target as wire;
+use crate::seccomp::foreign::ForeignFd;
 use crate::seccomp::notification::SessionId;
 use crate::seccomp::target::{Credentials, Target, TargetError};
 
@@ -54,7 +54,7 @@ impl TargetServer {
     }
 
     /// Lets the plugin fetch a descriptor while call `id` is in its hands.
-    fn ticket(&self, remote: &Remote, id: u64, fd: OwnedFd) -> Result<[u8; TICKET_BYTES], capnp::Error> {
+    fn ticket(&self, remote: &Remote, id: u64, fd: ForeignFd) -> Result<[u8; TICKET_BYTES], capnp::Error> {
         let kept = remote.tickets().keep(remote.owner(), Some((self.session, id)), fd);
         kept.map_err(|error| capnp::Error::failed(format!("internal: no ticket can be made: {error}")))
     }
@@ -133,7 +133,7 @@ impl wire::Server for TargetServer {
         let (remote, target) = self.find(params.get_id())?;
         let number =
             u32::try_from(params.get_descriptor()).map_err(|_| invalid("a descriptor has a number"))?;
-        let fd = target.duplicate_fd(number).map_err(|error| refuse(&error))?;
+        let fd = target.duplicate_fd(number).await.map_err(|error| refuse(&error))?;
         results.get().set_ticket(&self.ticket(&remote, params.get_id(), fd)?);
         Ok(())
     }
@@ -147,7 +147,7 @@ impl wire::Server for TargetServer {
         let (remote, target) = self.find(params.get_id())?;
         let install = translate::install(params.get_descriptor()?, |ticket| remote.tickets().take(ticket));
         let install = install.map_err(invalid)?;
-        let number = target.install_fd(install.fd.as_fd(), install.at, install.close_on_exec);
+        let number = target.install_fd(install.fd, install.at, install.close_on_exec).await;
         let number = number.map_err(|error| refuse(&error))?;
         results.get().set_descriptor(i32::try_from(number).unwrap_or(i32::MAX));
         Ok(())

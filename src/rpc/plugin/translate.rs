@@ -1,7 +1,6 @@
 //! Between the wire and the broker's types.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::limits::{
@@ -12,6 +11,7 @@ use crate::monitor::error::Error;
 use crate::rpc::convert::{malformed, text};
 use crate::rpc::schema::plugin_capnp as wire;
 use crate::seccomp::decode::{Address, Content, Decoded, Read};
+use crate::seccomp::foreign::ForeignFd;
 use crate::seccomp::notification::{Notification, Session};
 use crate::seccomp::plugin::{PluginFailure, Registration};
 use crate::seccomp::select::{Comparison, Operator, Selector, Syscall};
@@ -236,7 +236,7 @@ impl Said {
 /// What is wrong with it.
 pub(super) fn verdict(
     from: wire::verdict::Reader<'_>,
-    take: impl FnOnce(&[u8]) -> Option<OwnedFd>,
+    take: impl FnOnce(&[u8]) -> Option<ForeignFd>,
 ) -> Result<Said, PluginFailure> {
     let nonsense = |text: &str| PluginFailure::Nonsense(text.to_owned());
     let which = from.which().map_err(|_| nonsense("there is no such verdict"))?;
@@ -267,7 +267,7 @@ pub(super) fn verdict(
 /// A descriptor, and where it shall be.
 #[derive(Debug)]
 pub(super) struct Install {
-    pub(super) fd: OwnedFd,
+    pub(super) fd: ForeignFd,
     pub(super) at: Option<u32>,
     pub(super) close_on_exec: bool,
 }
@@ -278,7 +278,7 @@ pub(super) struct Install {
 /// What is wrong with it.
 pub(super) fn install(
     from: wire::add_descriptor::Reader<'_>,
-    take: impl FnOnce(&[u8]) -> Option<OwnedFd>,
+    take: impl FnOnce(&[u8]) -> Option<ForeignFd>,
 ) -> Result<Install, &'static str> {
     let at = match from.get_at() {
         -1 => None,
@@ -414,7 +414,8 @@ mod tests {
         let mut message = capnp::message::Builder::new_default();
         write(message.init_root());
         verdict(message.get_root_as_reader().unwrap(), |ticket| {
-            (ticket == b"good").then(|| std::fs::File::open("/dev/null").unwrap().into())
+            (ticket == b"good")
+                .then(|| std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()).into())
         })
     }
 

@@ -7,12 +7,14 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::time::timeout;
 
+use crate::seccomp::foreign::ForeignFd;
 use crate::seccomp::notification::Notification;
 use crate::seccomp::plugin::{Decision, Plugin, PluginFailure};
 use crate::seccomp::rules;
@@ -138,14 +140,17 @@ impl Plugin for Connector {
     fn decide(&self, notification: Rc<Notification>, target: Target) -> Decision {
         let (rule, workers) = (Rc::clone(&self.rule), self.workers.clone());
         Box::pin(async move {
-            let [socket, address, length, ..] = notification.args;
-            let connected = connect(&rule, &workers, &target, [socket, address, length]).await;
-            match connected {
-                Ok(verdict) => Ok(verdict),
-                // Whatever is answered now is heard by nobody.
-                Err(TargetError::Gone) => Ok(Verdict::Errno(libc::EINTR)),
-                Err(TargetError::Io { source, .. }) => Ok(errno(&source)),
-                Err(error) => Err(PluginFailure::Failed(error.to_string())),
+            let limit = Duration::from_millis(rule.timeout_ms);
+            match timeout(limit, connect(&rule, &workers, &notification, &target)).await {
+                // Not a failure of the rule: it is the target that chose whom to wait for.
+                Err(_elapsed) => Ok(Verdict::Errno(libc::ETIMEDOUT)),
+                Ok(connected) => match connected {
+                    Ok(verdict) => Ok(verdict),
+                    // Whatever is answered now is heard by nobody.
+                    Err(TargetError::Gone) => Ok(Verdict::Errno(libc::EINTR)),
+                    Err(TargetError::Io { source, .. }) => Ok(errno(&source)),
+                    Err(error) => Err(PluginFailure::Failed(error.to_string())),
+                },
             }
         })
     }
@@ -154,9 +159,10 @@ impl Plugin for Connector {
 async fn connect(
     rule: &rules::Connect,
     workers: &Workers,
+    notification: &Notification,
     target: &Target,
-    [socket, address, length]: [u64; 3],
 ) -> Result<Verdict, TargetError> {
+    let [socket, address, length, ..] = notification.args;
     // Both are ints: what is above them in the register is noise.
     let (socket, length) = (socket & u64::from(u32::MAX), length & u64::from(u32::MAX));
     let socket = u32::try_from(socket).map_err(|_| TargetError::Malformed("the arguments"))?;
@@ -165,7 +171,7 @@ async fn connect(
     }
     let length = usize::try_from(length).map_err(|_| TargetError::Malformed("the arguments"))?;
     // The order in which the kernel finds fault: the descriptor, then the memory.
-    let socket = target.duplicate_fd(socket)?;
+    let socket = target.duplicate_fd(socket).await?;
     let bytes = match target.read_memory(address, length).await {
         Ok(bytes) if bytes.len() == length => bytes,
         Ok(_) => return Ok(Verdict::Errno(libc::EFAULT)),
@@ -181,7 +187,7 @@ async fn connect(
         }),
         Address::Other(_) => Ok(Verdict::Errno(rule.otherwise.0)),
         Address::Internet(_) | Address::Nothing => {
-            let made = workers.run(move || dial(&socket, address)).await;
+            let made = workers.run(&notification.container, move || dial(&socket, address)).await;
             Ok(made.and_then(|made| made).map_or_else(|error| errno(&error), |()| Verdict::Return(0)))
         }
     }
@@ -201,7 +207,7 @@ fn is_allowed(rule: &rules::Connect, peer: SocketAddr) -> bool {
 }
 
 /// Waits as long as the target's own call would: the socket says.
-fn dial(socket: &OwnedFd, address: Address) -> io::Result<()> {
+fn dial(socket: &ForeignFd, address: Address) -> io::Result<()> {
     let connected = match address {
         Address::Internet(SocketAddr::V4(peer)) => rustix::net::connect(socket, &peer),
         Address::Internet(SocketAddr::V6(peer)) => rustix::net::connect(socket, &peer),
