@@ -494,6 +494,11 @@ struct SeccompStats {
   sessions @5 :UInt32;
   plugins @6 :List(Plugin);
   rows @7 :List(Row);
+  # What everybody said who was asked, also who passed on. Times are from when it was
+  # asked until it had said it.
+  calls @8 :List(Row);
+  # What calls were answered, whoever decided. Times are from a call's reception to its
+  # answer.
 
   struct Plugin {
     # All that registered with one name, rules among them.
@@ -510,11 +515,11 @@ struct SeccompStats {
 
   struct Row {
     plugin @0 :Text;
-    # Or "default".
+    # Or "default"; empty in `calls`.
     syscall @1 :Text;
     architecture @2 :Text;
     verdict @3 :Text;
-    # return, errno, continue, addfd, kill or pass.
+    # return, errno, continue, addfd, kill or pass. Of a failure, what it led to.
     histogram @4 :List(UInt64);
     # Entry n: took less than 2^n microseconds, and not less than the entry
     # before; the last has all that took longer.

@@ -30,6 +30,7 @@ pub enum SeccompCommand {
     /// Print a profile that allows what rules with the action `record` saw of a container
     Profile(ProfileArgs),
     /// Print how many verdicts there were, and how long they took
+    #[command(after_help = STATS_HELP)]
     Stats(StatsArgs),
     /// Say what is wrong with a profile, or with rules
     #[command(after_help = check::HELP)]
@@ -47,6 +48,16 @@ With --output json every line is one record, which `podinit seccomp replay` take
 session, container, tid, syscall, name, architecture, instruction_pointer, arguments, decoded), verdict,
 decided_by, latency_us, at_ns. A verdict of \"pass_on\" means that the process was gone, or interrupted,
 before there was one.";
+
+const STATS_HELP: &str = "\
+The first table is of whole calls: what they were answered, and how long they waited for it, from their
+reception on. The second is of who was asked: what it said, `pass` if it passed on, and how long that
+took from when it was asked. Who failed, or missed its deadline, has said what its policy says; calls that
+it was not asked about, because it had failed too often, are counted as `not asked` only. `default` is
+what nobody decided.
+
+With --output json the tables are `calls` and `rows`; entry n of a histogram is those that took less than
+2^n microseconds and are in no entry before.";
 
 /// Which pod is asked.
 #[derive(Debug, Args)]
@@ -294,6 +305,17 @@ impl Row for SeccompRow {
     }
 }
 
+/// A row of whole calls, whoever decided.
+#[derive(Debug, Serialize)]
+struct Whole<'a>(&'a SeccompRow);
+
+impl Row for Whole<'_> {
+    const HEADINGS: &'static [&'static str] = &["SYSTEM CALL", "ANSWER", "COUNT", "MEDIAN us <", "99 % us <"];
+    fn cells(&self) -> Vec<String> {
+        self.0.cells().split_off(1)
+    }
+}
+
 fn stats(globals: &Globals, args: &StatsArgs) -> Result<(), Failure> {
     let client = args.whom.reach(globals)?;
     let stats = find::ask(&client, |pod| pod.seccomp_stats())?;
@@ -301,6 +323,8 @@ fn stats(globals: &Globals, args: &StatsArgs) -> Result<(), Failure> {
         return output::json(&stats);
     }
     output::print(&summary(&stats))?;
+    output::list(Format::Table, &stats.calls.iter().map(Whole).collect::<Vec<_>>())?;
+    output::print("\n")?;
     output::list(Format::Table, &stats.rows)
 }
 

@@ -242,10 +242,13 @@ fn set_stats(mut to: wire::seccomp_stats::Builder<'_>, stats: &Stats) {
         to.set_suspended(plugin.suspended);
         to.set_interrupted(plugin.interrupted);
     }
-    let count = number(stats.entries.len());
-    let mut list = to.init_rows(count);
-    for (index, entry) in (0..count).zip(&stats.entries) {
-        set_row(list.reborrow().get(index), entry);
+    set_rows(to.reborrow().init_rows(number(stats.entries.len())), &stats.entries);
+    set_rows(to.init_calls(number(stats.calls.len())), &stats.calls);
+}
+
+fn set_rows(mut to: capnp::struct_list::Builder<'_, wire::seccomp_stats::row::Owned>, entries: &[Entry]) {
+    for (index, entry) in (0..to.len()).zip(entries) {
+        set_row(to.reborrow().get(index), entry);
     }
 }
 

@@ -131,6 +131,8 @@ pub struct Broker {
     names: RefCell<Names>,
     counters: RefCell<BTreeMap<String, Rc<Counters>>>,
     by_default: Rc<Counters>,
+    /// Calls as a whole.
+    calls: Counters,
     default_name: Rc<str>,
     rules: RefCell<Vec<Registered>>,
     /// Who takes listeners of one container only.
@@ -190,6 +192,7 @@ impl Broker {
             names: RefCell::default(),
             counters: RefCell::default(),
             by_default: Rc::default(),
+            calls: Counters::default(),
             default_name: DEFAULT.into(),
             rules: RefCell::default(),
             doors: RefCell::default(),
@@ -377,6 +380,7 @@ impl Broker {
             sessions: state.sessions.len(),
             plugins: plugins.collect(),
             entries: entries.chain(self.by_default.entries(DEFAULT)).collect(),
+            calls: self.calls.entries(""),
         }
     }
 
@@ -488,8 +492,12 @@ impl Broker {
                 continue;
             }
             match route.plugin.at_once(&live.session, &call).map(|verdict| route.check(verdict)) {
-                Some(Ok(Verdict::Pass)) => {}
-                Some(Ok(verdict)) => return pending.settle(verdict, Some(route)),
+                Some(Ok(verdict)) => {
+                    pending.said(route, &verdict);
+                    if !matches!(verdict, Verdict::Pass) {
+                        return pending.settle(verdict, Some(route));
+                    }
+                }
                 Some(Err(_)) | None => {
                     pending.decide(routes, position);
                     return;
@@ -538,14 +546,18 @@ impl Broker {
         route: Option<&Rc<Route>>,
         outcome: Outcome,
     ) {
-        let took = pending.began.elapsed();
-        let counters = route.map_or(&self.by_default, |route| &route.counters);
+        let now = Instant::now();
+        let took = now - pending.began;
+        let kernel::Call { arch, syscall, .. } = pending.received;
         if outcome == Outcome::Interrupted {
             count(&self.interrupted);
-            count(&counters.interrupted);
+            count(&route.map_or(&self.by_default, |route| &route.counters).interrupted);
         } else {
             count(&self.answered);
-            counters.decided(pending.received.arch, pending.received.syscall, verdict, took);
+            self.calls.said(arch, syscall, verdict, took);
+            if route.is_none() {
+                self.by_default.said(arch, syscall, verdict, now - pending.turn.get());
+            }
         }
         if self.taps.borrow().is_empty() {
             return;

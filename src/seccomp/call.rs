@@ -1,7 +1,7 @@
 //! One call, from its notification to its answer. It is answered whatever
 //! happens: a call that is forgotten would be a thread that hangs.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub(super) struct Pending {
     pub(super) live: Rc<Live>,
     pub(super) received: kernel::Call,
     pub(super) began: Instant,
+    /// Since when it is the turn of who is being asked, or of the default.
+    pub(super) turn: Cell<Instant>,
     is_settled: bool,
     /// Who is being asked.
     asked: RefCell<Option<Rc<Route>>>,
@@ -60,6 +62,7 @@ impl Pending {
             live: Rc::clone(live),
             received,
             began,
+            turn: Cell::new(began),
             is_settled: false,
             asked: RefCell::default(),
             is_listed: false,
@@ -86,6 +89,13 @@ impl Pending {
         })
     }
 
+    /// Counts what `route` has said. It is the next one's turn.
+    pub(super) fn said(&self, route: &Route, verdict: &Verdict) {
+        let now = Instant::now();
+        let took = now - self.turn.replace(now);
+        route.counters.said(self.received.arch, self.received.syscall, verdict.kind(), took);
+    }
+
     /// Asks `routes` from position `from` on, in a task of its own.
     pub(super) fn decide(mut self, routes: Rc<[Rc<Route>]>, from: usize) {
         self.is_listed = true;
@@ -109,6 +119,7 @@ impl Pending {
         let open = Rc::new(self.open_call());
         let notification = self.notification();
         let mut asked: Vec<RegistrationId> = Vec::new();
+        let mut waited = false;
         loop {
             for route in routes.iter().skip(from).filter(|route| route.matcher.call(&self.call())) {
                 if asked.contains(&route.id) {
@@ -116,6 +127,10 @@ impl Pending {
                 }
                 asked.push(route.id);
                 self.asked.replace(Some(Rc::clone(route)));
+                if waited {
+                    // The time in which there was nobody to ask is not its own.
+                    self.turn.set(Instant::now());
+                }
                 match self.ask(route, &notification, &open).await {
                     Verdict::Pass => {}
                     verdict => return (verdict, Some(Rc::clone(route))),
@@ -129,6 +144,7 @@ impl Pending {
                 // Too late is all right: the next turn finds out.
                 Err(until) => drop(timeout_at(until, moved).await),
             }
+            waited = true;
             (routes, from) = (self.broker.routes(&self.live), 0);
         }
     }
@@ -143,14 +159,19 @@ impl Pending {
                 route.ask(Rc::clone(notification), target).await
             }
         };
-        verdict.unwrap_or_else(|failure| {
-            let policy = route.registration.on_failure;
-            if failure != PluginFailure::Suspended {
+        let policy = route.registration.on_failure;
+        let verdict = match verdict {
+            Ok(verdict) => verdict,
+            // It was not asked, and so took no time that could be counted.
+            Err(PluginFailure::Suspended) => return policy.verdict(),
+            Err(failure) => {
                 let (name, call, container) = (&route.name, notification.call(), &notification.container);
                 ::log::warn!("seccomp plugin {name}, {call} of {container}: {failure}; doing {policy:?}");
+                policy.verdict()
             }
-            policy.verdict()
-        })
+        };
+        self.said(route, &verdict);
+        verdict
     }
 
     /// Carries `verdict` out.

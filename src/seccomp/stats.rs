@@ -1,4 +1,8 @@
 //! How long verdicts took, by whom, of which call.
+//!
+//! Everybody who was asked has a row of their own, also who passed on: from when it was
+//! asked until its verdict was there. How long calls took as a whole is counted apart
+//! ([`Stats::calls`]), because the one who decides need not be the one who was slow.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -60,13 +64,13 @@ pub struct Counters {
     pub failures: Cell<u64>,
     /// Calls that were not brought before it because it had failed too often.
     pub suspended: Cell<u64>,
-    /// Calls whose target was interrupted or ended before the verdict.
+    /// Calls whose target was interrupted or ended before its verdict was carried out.
     pub interrupted: Cell<u64>,
 }
 
 impl Counters {
     /// Counts a verdict on call `syscall` of `arch`.
-    pub(super) fn decided(&self, arch: u32, syscall: i32, verdict: VerdictKind, took: Duration) {
+    pub(super) fn said(&self, arch: u32, syscall: i32, verdict: VerdictKind, took: Duration) {
         let mut calls = self.calls.borrow_mut();
         let key = (arch, syscall, verdict);
         if let Some(known) = calls.get_mut(&key) {
@@ -101,18 +105,19 @@ pub(super) fn count(counter: &Cell<u64>) {
     counter.set(counter.get() + 1);
 }
 
-/// The verdicts of one kind, on one call, by one that decides.
+/// The verdicts of one kind, on one call, by one that decides, or by whomever.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The name it registered with; `default` where nobody decided.
+    /// The name it registered with; `default` where nobody decided; empty in [`Stats::calls`].
     pub plugin: String,
     /// The call's name, or its number; `others` for those beyond the limit.
     pub syscall: String,
     /// `AUDIT_ARCH_*`.
     pub arch: u32,
-    /// What was decided.
+    /// What was decided. Of a failure it is what the failure led to.
     pub verdict: VerdictKind,
-    /// How long it took, from when the call was received until it was answered.
+    /// How long it took: in [`Stats::entries`] from when it was asked, in [`Stats::calls`]
+    /// from when the call was received, until it was answered.
     pub histogram: Histogram,
 }
 
@@ -150,8 +155,10 @@ pub struct Stats {
     pub sessions: usize,
     /// Those that decide, by name.
     pub plugins: Vec<PluginStats>,
-    /// Their verdicts.
+    /// Their verdicts, those that passed on among them.
     pub entries: Vec<Entry>,
+    /// The calls that were answered, whoever decided: as many as [`Self::answered`].
+    pub calls: Vec<Entry>,
 }
 
 #[cfg(test)]
@@ -177,7 +184,7 @@ mod tests {
     fn made_up_numbers_cost_a_bounded_memory() {
         let counters = Counters::default();
         for syscall in 0..10_000 {
-            counters.decided(1, syscall, VerdictKind::Errno, Duration::ZERO);
+            counters.said(1, syscall, VerdictKind::Errno, Duration::ZERO);
         }
         let entries = counters.entries("p");
         assert_eq!(entries.len(), SECCOMP_COUNTED_CALLS_MAX + 1);

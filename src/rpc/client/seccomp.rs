@@ -41,8 +41,10 @@ pub struct SeccompStats {
     pub sessions: u32,
     /// Those that decide, by name.
     pub plugins: Vec<SeccompPluginCounters>,
-    /// Their verdicts.
+    /// What each said who was asked, and how long it took from when it was asked.
     pub rows: Vec<SeccompRow>,
+    /// What calls were answered, whoever decided, and how long they waited for it.
+    pub calls: Vec<SeccompRow>,
 }
 
 /// What is counted of all that registered with one name.
@@ -58,18 +60,19 @@ pub struct SeccompPluginCounters {
     pub failures: u64,
     /// Calls that it was not asked about, because it had failed too often just before.
     pub suspended: u64,
-    /// Calls that were interrupted while it had them.
+    /// Calls that were interrupted while it had them, or before its verdict was carried out.
     pub interrupted: u64,
 }
 
-/// Verdicts of one kind, on one system call, by one who decides.
+/// Verdicts of one kind, on one system call, by one who decides or by whomever.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SeccompRow {
-    /// A name, or `default`.
+    /// A name, or `default`; empty in [`SeccompStats::calls`].
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub plugin: String,
     /// The system call's name.
     pub syscall: String,
-    /// As `uname -m` names it.
+    /// As OCI profiles spell it: `SCMP_ARCH_X86_64`, …
     pub architecture: String,
     /// `return`, `errno`, `continue`, `addfd`, `kill` or `pass`.
     pub verdict: String,
@@ -256,6 +259,7 @@ fn read_stats(stats: seccomp_stats::Reader<'_>) -> capnp::Result<SeccompStats> {
         sessions: stats.get_sessions(),
         plugins: stats.get_plugins()?.iter().map(plugin).collect::<capnp::Result<_>>()?,
         rows: stats.get_rows()?.iter().map(row).collect::<capnp::Result<_>>()?,
+        calls: stats.get_calls()?.iter().map(row).collect::<capnp::Result<_>>()?,
     })
 }
 
