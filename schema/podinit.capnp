@@ -459,9 +459,9 @@ interface SeccompControl {
   # copied when a call is received, which every traced call waits for. Ends when
   # the subscription is dropped.
 
-  profile @4 (containerId :Text) -> (profile :Text);
+  profile @4 (containerId :Text) -> (profile :Text, calls :List(SeccompRecorded));
   # A profile (JSON, as `linux.seccomp` of the OCI runtime specification) that
-  # allows what the built-in `record` saw of the container.
+  # allows what the built-in `record` saw of the container; and what that was.
 
   loadRules @5 (rules :Text) -> ();
   # Replaces the rules of the built-ins (JSON; docs/seccomp.md). All or nothing.
@@ -471,6 +471,16 @@ interface SeccompTraceListener {
   records @0 (records :List(Plugin.Record), lost :UInt64) -> ();
   # The next call comes when this one has been answered. `lost`: records that were
   # dropped since the last call.
+}
+
+struct SeccompRecorded {
+  # Calls that were recorded of a container.
+  name @0 :Text;
+  # Empty if libseccomp has none for it: then it is not in the profile.
+  number @1 :Int32;
+  architecture @2 :Text;
+  # As in Plugin.Selector; empty if libseccomp does not know it.
+  count @3 :UInt64;
 }
 
 struct SeccompPluginStatus {

@@ -15,7 +15,7 @@ use super::find::{self, find, reach};
 use super::names::Reference;
 use super::output::{self, Format, Row};
 use super::people::Globals;
-use crate::rpc::client::{Client, SeccompPlugin, SeccompRow, SeccompStats};
+use crate::rpc::client::{Client, SeccompPlugin, SeccompRecorded, SeccompRow, SeccompStats};
 use crate::rpc::plugin::client::{Record, Selector, Session, Verdict};
 use crate::seccomp::syscall::errno_name;
 
@@ -28,6 +28,7 @@ pub enum SeccompCommand {
     #[command(after_help = TRACE_HELP)]
     Trace(TraceArgs),
     /// Print a profile that allows what rules with the action `record` saw of a container
+    #[command(after_help = PROFILE_HELP)]
     Profile(ProfileArgs),
     /// Print how many verdicts there were, and how long they took
     #[command(after_help = STATS_HELP)]
@@ -48,6 +49,10 @@ With --output json every line is one record, which `podinit seccomp replay` take
 session, container, tid, syscall, name, architecture, instruction_pointer, arguments, decoded), verdict,
 decided_by, latency_us, at_ns. A verdict of \"pass_on\" means that the process was gone, or interrupted,
 before there was one.";
+
+const PROFILE_HELP: &str = "\
+The profile allows the calls that were recorded, and refuses all others: join it with the profile that
+notified of them. A call that libseccomp has no name for is not in it; --output table shows its number.";
 
 const STATS_HELP: &str = "\
 The first table is of whole calls: what they were answered, and how long they waited for it, from their
@@ -134,6 +139,25 @@ pub enum Style {
 pub struct ProfileArgs {
     /// The container
     container: Reference,
+
+    /// The socket of its pod, if that is not one of podinit's own
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// What to print
+    #[arg(long, value_enum, default_value_t = Recording::Profile)]
+    output: Recording,
+}
+
+/// What is printed of a recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Recording {
+    /// The profile, as `linux.seccomp` of a config.json.
+    Profile,
+    /// The calls and how often each was made: columns for people; they may change.
+    Table,
+    /// The same: JSON for programs; field names stay.
+    Json,
 }
 
 /// `seccomp stats`.
@@ -283,11 +307,36 @@ fn outcome(verdict: &Verdict) -> String {
 }
 
 fn profile(globals: &Globals, args: &ProfileArgs) -> Result<(), Failure> {
-    let found = find(&globals.root()?, &args.container)?;
-    let profile = find::ask(&found.pod.client, |pod| pod.seccomp_profile(&found.id))?;
-    let value: serde_json::Value = serde_json::from_str(&profile)
-        .map_err(|error| Failure::new(format!("the pod's server sent a profile that is no JSON: {error}")))?;
-    output::json(&value)
+    let (client, id) = match (&args.socket, &args.container.pod) {
+        (None, _) => {
+            let found = find(&globals.root()?, &args.container)?;
+            (found.pod.client, found.id)
+        }
+        (Some(socket), None) => (Client::connect(socket)?, args.container.container.clone()),
+        (Some(_), Some(_)) => return Err(Failure::usage("--socket is the pod: name the container alone")),
+    };
+    let format = match args.output {
+        Recording::Profile => {
+            let profile = find::ask(&client, |pod| pod.seccomp_profile(&id))?;
+            let value: serde_json::Value = serde_json::from_str(&profile).map_err(|error| {
+                Failure::new(format!("the pod's server sent a profile that is no JSON: {error}"))
+            })?;
+            return output::json(&value);
+        }
+        Recording::Table => Format::Table,
+        Recording::Json => Format::Json,
+    };
+    let mut calls = find::ask(&client, |pod| pod.seccomp_recorded(&id))?;
+    calls.sort_by_key(|call| std::cmp::Reverse(call.count));
+    output::list(format, &calls)
+}
+
+impl Row for SeccompRecorded {
+    const HEADINGS: &'static [&'static str] = &["SYSTEM CALL", "ARCHITECTURE", "COUNT"];
+    fn cells(&self) -> Vec<String> {
+        let name = if self.name.is_empty() { self.number.to_string() } else { self.name.clone() };
+        vec![name, self.architecture.clone(), self.count.to_string()]
+    }
 }
 
 impl Row for SeccompRow {

@@ -26,7 +26,9 @@ use crate::rpc::schema::conmon_capnp::conmon;
 use crate::rpc::schema::podinit_capnp::{event_listener, pod, subscription};
 pub use error::{Code, Error};
 pub use hook::*;
-pub use seccomp::{SeccompPlugin, SeccompPluginCounters, SeccompRow, SeccompStats, Trace, Traced};
+pub use seccomp::{
+    SeccompPlugin, SeccompPluginCounters, SeccompRecorded, SeccompRow, SeccompStats, Trace, Traced,
+};
 pub use types::*;
 
 /// A connection to a pod. Clones share it; it closes with the last one.

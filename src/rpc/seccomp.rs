@@ -15,6 +15,7 @@ use crate::rpc::plugin::translate::{selector, set_session};
 use crate::rpc::plugin::watch::{Wanted, Watch};
 use crate::rpc::schema::podinit_capnp as wire;
 use crate::seccomp::Broker;
+use crate::seccomp::recording::Recorded;
 use crate::seccomp::rules::Rules;
 use crate::seccomp::select::Selector;
 use crate::seccomp::stats::{Entry, Stats};
@@ -142,6 +143,10 @@ impl wire::seccomp_control::Server for Control {
         };
         let recorded = recorded.ok_or_else(|| capnp::Error::failed(format!("not-found: {nothing}")))?;
         results.get().set_profile(&*recorded.profile().to_string());
+        let mut list = results.get().init_calls(number(recorded.calls.len()));
+        for (index, call) in (0..list.len()).zip(&recorded.calls) {
+            set_recorded(list.reborrow().get(index), call);
+        }
         Ok(())
     }
 
@@ -222,6 +227,15 @@ fn on_failure(policy: OnFailure) -> String {
 
 fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn set_recorded(mut to: wire::seccomp_recorded::Builder<'_>, call: &Recorded) {
+    to.set_name(call.name.as_deref().unwrap_or_default());
+    to.set_number(call.syscall);
+    if let Some(architecture) = Architecture::of(call.arch, call.syscall) {
+        to.set_architecture(architecture.as_str());
+    }
+    to.set_count(call.count);
 }
 
 fn set_stats(mut to: wire::seccomp_stats::Builder<'_>, stats: &Stats) {

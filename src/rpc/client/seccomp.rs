@@ -24,6 +24,19 @@ pub struct SeccompPlugin {
     pub on_failure: String,
 }
 
+/// Calls that were recorded of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SeccompRecorded {
+    /// The system call's name; empty if it has none, and so is not in the profile.
+    pub name: String,
+    /// Its number.
+    pub number: i32,
+    /// As OCI profiles spell it; empty if it is not known.
+    pub architecture: String,
+    /// How often it was made.
+    pub count: u64,
+}
+
 /// What the broker counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct SeccompStats {
@@ -216,6 +229,26 @@ impl PodClient {
         request.get().set_container_id(container);
         let answer = request.send().promise.await?;
         Ok(text(answer.get()?.get_profile()?))
+    }
+
+    /// `SeccompControl.profile`: what that profile is made of.
+    ///
+    /// # Errors
+    /// As [`Self::seccomp_profile`].
+    pub async fn seccomp_recorded(&self, container: &str) -> Result<Vec<SeccompRecorded>, Error> {
+        let mut request = self.seccomp().profile_request();
+        request.get().set_container_id(container);
+        let answer = request.send().promise.await?;
+        let mut calls = Vec::new();
+        for call in answer.get()?.get_calls()? {
+            calls.push(SeccompRecorded {
+                name: text(call.get_name()?),
+                number: call.get_number(),
+                architecture: text(call.get_architecture()?),
+                count: call.get_count(),
+            });
+        }
+        Ok(calls)
     }
 
     /// `SeccompControl.loadRules`: replaces the rules of the built-ins.

@@ -1,0 +1,103 @@
+//! What `podinit seccomp` tells of a pod whose calls are notified.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+
+mod common;
+
+use std::process::{Command, Output};
+
+use common::Pod;
+use serde_json::Value;
+
+const MKDIR: [&str; 2] = ["mkdir", "mkdirat"];
+
+/// `podinit seccomp` for the pod.
+fn seccomp(pod: &Pod, line: &[&str]) -> Output {
+    let mut command = Command::new(common::binary());
+    command.arg("seccomp").args(line).arg("--socket").arg(pod.socket());
+    command.output().expect("the binary runs")
+}
+
+/// Its standard output, where it must succeed.
+fn printed(pod: &Pod, line: &[&str]) -> String {
+    let output = seccomp(pod, line);
+    assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn json(pod: &Pod, line: &[&str]) -> Value {
+    let text = printed(pod, &[line, &["--output", "json"]].concat());
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// The words of each line of a table, its headings left out.
+fn rows(table: &str) -> Vec<Vec<&str>> {
+    table.lines().skip(1).map(|line| line.split_whitespace().collect()).collect()
+}
+
+fn load(pod: &Pod, rules: &str) {
+    let rules = format!(r#"{{"version": 1, "defaults": {{"patienceMs": 0}}, "rules": [{rules}]}}"#);
+    pod.call(async |client| client.seccomp_load_rules(&rules).await).expect("rules");
+}
+
+#[test]
+fn a_recording_is_a_profile_and_a_table_of_counts() {
+    let pod = Pod::start();
+    load(&pod, r#"{"name": "record", "do": {"record": {"then": "errno:EROFS"}}}"#);
+    let calls = [&MKDIR[..], &["chmod", "fchmodat", "fchmodat2"]].concat();
+    pod.run_notified("c", &calls, "mkdir /tmp/a; mkdir /tmp/b; mkdir /tmp/c; busybox chmod 700 /tmp; exit 0");
+    pod.wait("c");
+    let id = pod.id("c");
+
+    let profile: Value = serde_json::from_str(&printed(&pod, &["profile", &id])).unwrap();
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let names = profile["syscalls"][0]["names"].as_array().unwrap();
+    assert_eq!(names.len(), 2, "{profile}");
+    let of_profile = |field: &str| profile.as_object().unwrap().contains_key(field);
+    assert!(!of_profile("counts") && !of_profile("calls"), "it is for OCI runtimes: {profile}");
+
+    let recorded = json(&pod, &["profile", &id]);
+    let recorded = recorded.as_array().unwrap();
+    let counts: Vec<_> = recorded.iter().map(|call| call["count"].as_u64().unwrap()).collect();
+    assert_eq!(counts, [3, 1], "the most frequent first: {recorded:?}");
+    assert!(MKDIR.contains(&recorded[0]["name"].as_str().unwrap()), "{recorded:?}");
+    assert_eq!(recorded[0]["architecture"], profile["architectures"][0]);
+
+    let table = printed(&pod, &["profile", &id, "--output", "table"]);
+    let name = recorded[0]["name"].as_str().unwrap();
+    assert_eq!(rows(&table)[0], [name, recorded[0]["architecture"].as_str().unwrap(), "3"]);
+
+    // Nothing was recorded of another one, and a socket is a pod already.
+    let output = seccomp(&pod, &["profile", "other"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing was recorded"), "{output:?}");
+    assert_eq!(seccomp(&pod, &["profile", &format!("pod/{id}")]).status.code(), Some(2));
+}
+
+#[test]
+fn statistics_are_of_whole_calls_and_of_who_was_asked() {
+    let pod = Pod::start();
+    load(
+        &pod,
+        r#"{"name": "passes", "do": "notifierAction"},
+           {"name": "refuses", "do": {"errno": "EROFS"}}"#,
+    );
+    pod.run_notified("c", &MKDIR, "mkdir /tmp/a; mkdir /tmp/b; exit 0");
+    pod.wait("c");
+    let stats = json(&pod, &["stats"]);
+    let shown = |list: &str| {
+        let rows = stats[list].as_array().unwrap().iter();
+        let shown = rows.map(|row| {
+            let total: u64 = row["histogram"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+            (row["plugin"].as_str().unwrap_or("-"), row["verdict"].as_str().unwrap(), total)
+        });
+        shown.collect::<Vec<_>>()
+    };
+    assert_eq!(shown("rows"), [("passes", "pass", 2), ("refuses", "errno", 2)]);
+    assert_eq!(shown("calls"), [("-", "errno", 2)]);
+
+    let text = printed(&pod, &["stats"]);
+    let mut tables = text.split("\n\n").skip(1);
+    let whole = rows(tables.next().unwrap());
+    assert_eq!((whole.len(), &whole[0][1..3]), (1, &["errno", "2"][..]), "{text}");
+    let who = rows(tables.next().unwrap());
+    assert_eq!(who.iter().map(|row| row[0]).collect::<Vec<_>>(), ["passes", "refuses"], "{text}");
+}
