@@ -489,6 +489,8 @@ struct SeccompPluginStatus {
   deadlineMs @2 :UInt32;
   onFailure @3 :Text;
   # errno:<number>, continue, kill or next.
+  missing @4 :List(Text);
+  # Plugins that a rule needs and that are not registered: it is passed over.
 }
 
 struct SeccompStats {

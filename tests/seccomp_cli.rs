@@ -101,3 +101,20 @@ fn statistics_are_of_whole_calls_and_of_who_was_asked() {
     let who = rows(tables.next().unwrap());
     assert_eq!(who.iter().map(|row| row[0]).collect::<Vec<_>>(), ["passes", "refuses"], "{text}");
 }
+
+#[test]
+fn a_rule_that_waits_for_its_plugin_is_listed_as_such() {
+    let pod = Pod::start();
+    load(
+        &pod,
+        r#"{"name": "always", "do": {"errno": "EROFS"}},
+           {"name": "rest", "needs": ["guard", "other"], "do": "continue"}"#,
+    );
+    let missing = |listed: &Value| {
+        let plugins = listed["plugins"].as_array().unwrap().iter();
+        plugins.map(|plugin| plugin["missing"].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&json(&pod, &["ls"])), ["[]", r#"["guard","other"]"#]);
+    let text = printed(&pod, &["ls"]);
+    assert!(text.lines().any(|line| line.contains("rest") && line.ends_with("guard,other")), "{text}");
+}

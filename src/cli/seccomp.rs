@@ -211,13 +211,14 @@ impl Row for Session {
 }
 
 impl Row for SeccompPlugin {
-    const HEADINGS: &'static [&'static str] = &["PRIORITY", "NAME", "DEADLINE", "ON FAILURE"];
+    const HEADINGS: &'static [&'static str] = &["PRIORITY", "NAME", "DEADLINE", "ON FAILURE", "MISSING"];
     fn cells(&self) -> Vec<String> {
         vec![
             self.priority.to_string(),
             self.name.clone(),
             format!("{} ms", self.deadline_ms),
             self.on_failure.clone(),
+            self.missing.join(","),
         ]
     }
 }

@@ -15,6 +15,7 @@ use crate::rpc::plugin::translate::{selector, set_session};
 use crate::rpc::plugin::watch::{Wanted, Watch};
 use crate::rpc::schema::podinit_capnp as wire;
 use crate::seccomp::Broker;
+use crate::seccomp::broker::Listed;
 use crate::seccomp::recording::Recorded;
 use crate::seccomp::rules::Rules;
 use crate::seccomp::select::Selector;
@@ -76,16 +77,20 @@ impl wire::seccomp_control::Server for Control {
         mut results: wire::seccomp_control::PluginsResults,
     ) -> Result<(), capnp::Error> {
         let message = self.written(|broker, message| {
-            let registrations = broker.registrations();
-            let count = u32::try_from(registrations.len()).unwrap_or(u32::MAX);
+            let listed = broker.registrations();
+            let count = number(listed.len());
             let root: wire::seccomp_control::plugins_results::Builder<'_> = message.init_root();
             let mut list = root.init_plugins(count);
-            for (index, registration) in (0..count).zip(&registrations) {
+            for (index, Listed { registration, missing }) in (0..count).zip(&listed) {
                 let mut to = list.reborrow().get(index);
                 to.set_name(&registration.name);
                 to.set_priority(registration.priority);
                 to.set_deadline_ms(u32::try_from(registration.deadline.as_millis()).unwrap_or(u32::MAX));
                 to.set_on_failure(&*on_failure(registration.on_failure));
+                let mut names = to.init_missing(number(missing.len()));
+                for (index, name) in (0..).zip(missing) {
+                    names.set(index, name);
+                }
             }
         });
         let message = message.await?;

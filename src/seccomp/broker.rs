@@ -78,6 +78,15 @@ pub enum Change {
     Ended(SessionId),
 }
 
+/// Somebody who decides.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Its registration. Of the selector nothing is told.
+    pub registration: Registration,
+    /// Plugins that it needs and that are not registered: until they are, it is passed over.
+    pub missing: Vec<String>,
+}
+
 /// Why somebody was not registered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -116,6 +125,23 @@ struct State {
     /// Whether any plugin was ever registered.
     had_plugin: bool,
     defaults: Defaults,
+}
+
+impl State {
+    /// Those of `needs` that are not registered.
+    fn missing(&self, needs: &[String]) -> Vec<String> {
+        let is_missing =
+            |name: &&String| !self.routes.iter().any(|route| route.is_plugin && *route.name == ***name);
+        needs.iter().filter(is_missing).cloned().collect()
+    }
+
+    /// Somebody came or went.
+    fn changed(&mut self) {
+        self.version += 1;
+        for route in self.routes.iter().filter(|route| !route.needs.is_empty()) {
+            route.has_needs.set(self.missing(&route.needs).is_empty());
+        }
+    }
 }
 
 /// Names of calls, by architecture and number.
@@ -227,7 +253,7 @@ impl Broker {
         if plugins >= SECCOMP_REGISTRATIONS_MAX {
             return Err(RegisterError::TooMany { name: registration.name });
         }
-        let registered = self.add_route(registration, plugin, true)?;
+        let registered = self.add_route(registration, plugin, true, &[])?;
         self.state.borrow_mut().had_plugin = true;
         self.moved.notify_waiters();
         Ok(registered)
@@ -242,10 +268,9 @@ impl Broker {
         // No call can be decided in between: nothing here waits.
         drop(self.rules.take());
         self.set_defaults(rules.defaults());
-        let routes = rules
-            .rules
-            .iter()
-            .map(|rule| self.add_route(rule.registration(), builtin::of(&rule.action, self), false));
+        let routes = rules.rules.iter().map(|rule| {
+            self.add_route(rule.registration(), builtin::of(&rule.action, self), false, &rule.needs)
+        });
         let (mut registered, mut refused) = (Vec::new(), Ok(()));
         for route in routes {
             match route {
@@ -267,7 +292,7 @@ impl Broker {
         registration: Registration,
         plugin: Rc<dyn Plugin>,
     ) -> Result<Registered, RegisterError> {
-        self.add_route(registration, plugin, false)
+        self.add_route(registration, plugin, false, &[])
     }
 
     fn add_route(
@@ -275,6 +300,7 @@ impl Broker {
         registration: Registration,
         plugin: Rc<dyn Plugin>,
         is_plugin: bool,
+        needs: &[String],
     ) -> Result<Registered, RegisterError> {
         let name = registration.name.clone();
         let mut state = self.state.borrow_mut();
@@ -283,11 +309,12 @@ impl Broker {
         let route = Route::new(id, registration, plugin, self.counters_of(&name));
         let mut route = route.map_err(|source| RegisterError::Selector { name, source })?;
         route.is_plugin = is_plugin;
+        route.needs = needs.to_vec();
         // Rules before plugins, wherever they came from first: to read rules again is to add them again.
         let place = |route: &Route| (route.registration.priority, route.is_plugin);
         let position = state.routes.partition_point(|other| place(other) <= place(&route));
         state.routes.insert(position, Rc::new(route));
-        state.version += 1;
+        state.changed();
         Ok(Registered { broker: Rc::downgrade(self), id })
     }
 
@@ -295,7 +322,7 @@ impl Broker {
         let mut state = self.state.borrow_mut();
         let position = state.routes.iter().position(|route| route.id == id);
         let Some(route) = position.map(|position| state.routes.remove(position)) else { return };
-        state.version += 1;
+        state.changed();
         drop(state);
         if route.is_plugin {
             route.withdraw();
@@ -348,11 +375,15 @@ impl Broker {
         self.moved.notify_waiters();
     }
 
-    /// Those that decide, in the order in which they are asked. Their selectors are
-    /// not told.
+    /// Those that decide, in the order in which they are asked.
     #[must_use]
-    pub fn registrations(&self) -> Vec<Registration> {
-        self.state.borrow().routes.iter().map(|route| route.registration.clone()).collect()
+    pub fn registrations(&self) -> Vec<Listed> {
+        let state = self.state.borrow();
+        let listed = |route: &Rc<Route>| Listed {
+            registration: route.registration.clone(),
+            missing: state.missing(&route.needs),
+        };
+        state.routes.iter().map(listed).collect()
     }
 
     /// What is counted.
@@ -441,7 +472,9 @@ impl Broker {
         let state = self.state.borrow();
         let mut routes = live.routes.borrow_mut();
         if routes.0 != state.version {
-            let wanted = state.routes.iter().filter(|route| route.matcher.session(&live.session));
+            let is_wanted =
+                |route: &&Rc<Route>| route.has_needs.get() && route.matcher.session(&live.session);
+            let wanted = state.routes.iter().filter(is_wanted);
             *routes = (state.version, wanted.cloned().collect());
         }
         Rc::clone(&routes.1)

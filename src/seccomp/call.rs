@@ -33,6 +33,8 @@ pub(super) struct Pending {
     is_settled: bool,
     /// Who is being asked.
     asked: RefCell<Option<Rc<Route>>>,
+    /// Plugins that failed at it: a rule that needs one of them does not decide.
+    failed: RefCell<Vec<Rc<str>>>,
     /// Whether its id is among the open ones of its listener.
     is_listed: bool,
 }
@@ -65,6 +67,7 @@ impl Pending {
             turn: Cell::new(began),
             is_settled: false,
             asked: RefCell::default(),
+            failed: RefCell::default(),
             is_listed: false,
         }
     }
@@ -122,7 +125,7 @@ impl Pending {
         let mut waited = false;
         loop {
             for route in routes.iter().skip(from).filter(|route| route.matcher.call(&self.call())) {
-                if asked.contains(&route.id) {
+                if asked.contains(&route.id) || !self.has_needs(route) {
                     continue;
                 }
                 asked.push(route.id);
@@ -149,6 +152,12 @@ impl Pending {
         }
     }
 
+    /// Whether all plugins that `route` needs are there still, and had their say.
+    fn has_needs(&self, route: &Route) -> bool {
+        let failed = self.failed.borrow();
+        route.has_needs.get() && !route.needs.iter().any(|name| failed.iter().any(|other| **other == **name))
+    }
+
     /// One plugin's verdict, or what its failure leads to.
     async fn ask(&self, route: &Rc<Route>, notification: &Rc<Notification>, open: &Rc<OpenCall>) -> Verdict {
         let at_once = route.plugin.at_once(&self.live.session, &self.call());
@@ -160,6 +169,9 @@ impl Pending {
             }
         };
         let policy = route.registration.on_failure;
+        if verdict.is_err() {
+            self.failed.borrow_mut().push(Rc::clone(&route.name));
+        }
         let verdict = match verdict {
             Ok(verdict) => verdict,
             // It was not asked, and so took no time that could be counted.

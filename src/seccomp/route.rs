@@ -32,6 +32,10 @@ pub(super) struct Route {
     pub(super) counters: Rc<Counters>,
     /// Not a rule: somebody else's, whose end is the end of what it was asked.
     pub(super) is_plugin: bool,
+    /// Names of plugins without which it is passed over.
+    pub(super) needs: Vec<String>,
+    /// Whether all of them are registered.
+    pub(super) has_needs: Cell<bool>,
     permits: Semaphore,
     in_a_row: Cell<u32>,
     suspended_until: Cell<Option<Instant>>,
@@ -65,6 +69,8 @@ impl Route {
             plugin,
             counters,
             is_plugin: true,
+            needs: Vec::new(),
+            has_needs: Cell::new(true),
             permits: Semaphore::new(at_a_time),
             in_a_row: Cell::new(0),
             suspended_until: Cell::new(None),

@@ -59,6 +59,9 @@ pub struct Rule {
     /// Its place among rules and plugins: the least is asked first.
     #[serde(default)]
     pub priority: i32,
+    /// Plugins without which it is passed over, by the names that they register.
+    #[serde(default)]
+    pub needs: Vec<String>,
     /// Which calls.
     #[serde(default, rename = "match")]
     pub selector: Selector,
@@ -300,8 +303,11 @@ impl Rule {
         if time > max {
             return Err(RulesError::Time { name: self.name.clone(), ms: time, max });
         }
+        let items = SECCOMP_SELECTOR_ITEMS_MAX;
+        if self.needs.len() > items {
+            return Err(RulesError::TooMany { what: "plugins that one rule needs", max: items as u64 });
+        }
         if let Action::Connect(connect) = &self.action {
-            let items = SECCOMP_SELECTOR_ITEMS_MAX;
             let most_ports = connect.allow.iter().map(|allowed| allowed.ports.len()).max().unwrap_or(0);
             if connect.allow.len().max(most_ports) > items {
                 return Err(RulesError::TooMany { what: "addresses or ports", max: items as u64 });
@@ -426,6 +432,19 @@ mod tests {
         assert!(Rules::parse(b"").is_err());
         let many = vec![r#"{"name": "r", "do": "deny"}"#; SECCOMP_RULES_MAX + 1].join(",");
         assert!(with_rule(&many).unwrap_err().contains("128 rules"));
+    }
+
+    #[test]
+    fn a_rule_needs_the_plugins_that_it_names_and_no_more_than_a_list_may_have() {
+        let needs =
+            |names: &str| with_rule(&format!(r#"{{"name": "r", "do": "continue", "needs": {names}}}"#));
+        assert_eq!(needs(r#"["a", "not-there-yet"]"#).unwrap().rules[0].needs, ["a", "not-there-yet"]);
+        assert!(with_rule(r#"{"name": "r", "do": "deny"}"#).unwrap().rules[0].needs.is_empty());
+        assert!(needs(r#""a""#).is_err(), "a list");
+        let names = |count: usize| format!("[{}]", vec![r#""p""#; count].join(","));
+        needs(&names(SECCOMP_SELECTOR_ITEMS_MAX)).unwrap();
+        let error = needs(&names(SECCOMP_SELECTOR_ITEMS_MAX + 1)).unwrap_err();
+        assert!(error.contains("512 plugins"), "{error}");
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct SeccompPlugin {
     pub deadline_ms: u32,
     /// `errno:<number>`, `continue`, `kill` or `next`.
     pub on_failure: String,
+    /// Plugins that it needs, as a rule can, and that are not registered: it is passed over.
+    pub missing: Vec<String>,
 }
 
 /// Calls that were recorded of a container.
@@ -189,6 +191,11 @@ impl PodClient {
                 priority: plugin.get_priority(),
                 deadline_ms: plugin.get_deadline_ms(),
                 on_failure: text(plugin.get_on_failure()?),
+                missing: plugin
+                    .get_missing()?
+                    .iter()
+                    .map(|name| Ok(text(name?)))
+                    .collect::<capnp::Result<_>>()?,
             });
         }
         Ok(plugins)
