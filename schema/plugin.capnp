@@ -44,7 +44,8 @@ struct RegistrationRequest {
   # In logs and statistics: 1 to 63 letters, digits, '.', '_' or '-'.
   selector @1 :Selector;
   priority @2 :Int32;
-  # The lowest is asked first; among equals, the first that registered.
+  # The lowest is asked first; among equals rules come before plugins, and of plugins
+  # the first that registered.
   deadlineMs @3 :UInt32;
   # For one verdict. 0 = the monitor's default; more than its maximum is refused.
   onFailure @4 :FailurePolicy;

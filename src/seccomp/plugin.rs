@@ -18,7 +18,8 @@ pub struct Registration {
     pub name: String,
     /// Which notifications it wants.
     pub selector: Selector,
-    /// Who is asked first: the least number. Of equal ones, who registered first.
+    /// Who is asked first: the least number. Of equal ones, rules come before plugins,
+    /// rules in their files' order, and plugins as they registered.
     pub priority: i32,
     /// How long it may take for one verdict, waiting in line included. More than
     /// [`crate::limits::SECCOMP_DEADLINE_MAX`] is taken for that.
