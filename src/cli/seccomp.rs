@@ -23,6 +23,7 @@ use crate::seccomp::syscall::errno_name;
 #[derive(Debug, Subcommand)]
 pub enum SeccompCommand {
     /// List listeners and who decides about their notifications
+    #[command(after_help = LS_HELP)]
     Ls(LsArgs),
     /// Print what is decided, as it is decided
     #[command(after_help = TRACE_HELP)]
@@ -43,6 +44,12 @@ pub enum SeccompCommand {
     #[command(after_help = replay::HELP)]
     Replay(replay::ReplayArgs),
 }
+
+const LS_HELP: &str = "\
+Those who decide are listed in the order in which they are asked. A rule that needs plugins which are
+MISSING, because they are not registered, is passed over until they are.
+
+With --output json the tables are `sessions` and `plugins`.";
 
 const TRACE_HELP: &str = "\
 With --output json every line is one record, which `podinit seccomp replay` takes: notification (id,
