@@ -1,12 +1,16 @@
 //! Rules that need a plugin: they let nothing through while it is not there.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails, fails its test")]
 
+mod common;
 mod seccomp_target;
 
+use std::io::Read;
 use std::os::unix::process::parent_id;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use common::{Pod, eventually};
 use nix::unistd::getppid;
 use podinit::seccomp::broker::Defaults;
 use podinit::seccomp::plugin::{PluginFailure, Registration};
@@ -106,4 +110,30 @@ fn a_call_that_waits_for_the_first_plugin_is_judged_by_it_and_then_let_through()
     });
     assert_eq!(thread.join().unwrap(), continued());
     asked.recv_timeout(DEADLINE).unwrap();
+}
+
+/// The plugin is a process, whose connection breaks before its registration is seen to end.
+#[test]
+fn a_hundred_calls_in_the_hands_of_a_process_that_is_killed_are_not_let_through() {
+    let pod = Pod::start();
+    let rules = format!(r#"{{"version": 1, "defaults": {{"patienceMs": 0}}, "rules": [{REST}]}}"#);
+    pod.call(async |client| client.seccomp_load_rules(&rules).await).unwrap();
+    let mut command = Command::new(common::binary());
+    command.args(["seccomp", "answer", "--socket"]).arg(pod.run_dir().join("plugins.sock"));
+    command.args(["--name", "guard", "--syscall", "mkdir", "--verdict", "pass", "--on-failure", "next"]);
+    command.args(["--delay", "600000", "--deadline", "120000"]);
+    let mut plugin = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = [0; "registered\n".len()];
+    plugin.stdout.take().unwrap().read_exact(&mut said).unwrap();
+
+    let script = "for i in $(seq 100); do mkdir /tmp/$i 2>/tmp/said.$i & done; wait; ls -d /tmp/[0-9]*; \
+                  cat /tmp/said.* | tr -d '\\r' | grep -c 'Function not implemented'; exit 0";
+    pod.run_notified("c", &["mkdir"], script);
+    let stats = || pod.call(async |client| client.seccomp_stats().await).unwrap();
+    eventually(|| stats().open == 100);
+    plugin.kill().unwrap();
+    plugin.wait().unwrap();
+    let said = pod.output("c");
+    assert!(said.lines().any(|line| line.trim() == "100"), "{said}");
+    assert!(stats().rows.iter().all(|row| row.plugin != "rest"), "{:?}", stats().rows);
 }
