@@ -54,10 +54,10 @@ fn wait(pidfd: &OwnedFd) -> Ended {
 
 #[test]
 fn program_begins_as_it_was_said() {
-    let script = "echo $A $HOME; pwd; umask; ulimit -n; ls /proc/$$/fd | tr '\\n' ' '; exit 7";
+    let script = "echo $A $HOME; pwd; umask; ulimit -n; ls /proc/$$/fd; exit 7";
     let (entry, output) = shell(script);
     let (text, how, _) = run(entry, output);
-    assert_eq!(text, "1\n/\n0022\n1024\n0 1 2 ");
+    assert_eq!(text, "1\n/\n0022\n1024\n0\n1\n2\n");
     assert_eq!(how, Ended::Code(7));
 }
 
