@@ -8,10 +8,14 @@ mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use common::{Options, Place, Pod, eventually};
+use common::{Options, Place, Pod, eventually, profile, which};
+use serde_json::json;
+
+const RUNTIMES: [&str; 2] = ["crun", "runc"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -82,7 +86,11 @@ fn spawn(mut command: Command) -> (Running, BufReader<ChildStdout>) {
 }
 
 fn makes_harmless_nodes(language: Language) {
-    let pod = Pod::start();
+    RUNTIMES.iter().for_each(|runtime| makes_harmless_nodes_under(runtime, language));
+}
+
+fn makes_harmless_nodes_under(runtime: &str, language: Language) {
+    let pod = Pod::with_runtime(runtime);
     let Some(mut command) = language(&pod.place, "mknod") else { return };
     command.arg(pod.run_dir().join("plugins.sock"));
     let _plugin = spawn(command);
@@ -103,6 +111,57 @@ fn makes_harmless_nodes(language: Language) {
     }
     assert!(!said.contains("gone"), "{said}");
     assert!(!Path::new("/tmp/full").exists(), "it was made on the host");
+    // Somebody who may not make any, and whose they are.
+    run_as_user(&pod, "user", "busybox mknod /tmp/null c 1 3 && busybox stat -c '%t %u %g' /tmp/null");
+    assert_eq!(pod.output("user"), "1 1000 1001\n");
+    gives_away_nothing_else(&pod);
+}
+
+/// Runs `script` as user 1000 and group 1001; mknod and mknodat are notified. Its pid.
+fn run_as_user(pod: &Pod, name: &str, script: &str) -> u32 {
+    // runc gives what it mounts there the same mode.
+    let tmp = pod.place.path("rootfs/tmp");
+    std::fs::set_permissions(tmp, std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
+    let request = pod.container_with(name, &["sh", "-c", script], |config| {
+        config["linux"]["seccomp"] = profile(&pod.run_dir().join("seccomp.sock"), &["mknod", "mknodat"]);
+        config["process"]["user"] = json!({ "uid": 1000, "gid": 1001 });
+    });
+    let pid = pod.create(&request).expect("create");
+    pod.start_container(name);
+    pid
+}
+
+/// Puts files of root in the place of nodes as soon as they are made, until the plugin
+/// finds one of them. None may be the user's then.
+fn gives_away_nothing_else(pod: &Pod) {
+    use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+    let script = "mkdir /tmp/d && cd /tmp/d && echo ready || exit 1; \
+         until busybox mknod node c 1 3 2>&1 | busybox grep -q 'not permitted'; do busybox rm -f node; done";
+    let pid = run_as_user(pod, "race", script);
+    eventually(|| pod.log("race").stdout == b"ready\n");
+    let path = common::inside(pid, "tmp/d");
+    let directory = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let ended = common::pidfd(pid).unwrap();
+    let is_of_root = |file: &OwnedFd| rustix::fs::fstat(file).unwrap().st_uid == 0;
+    let mut last: Option<OwnedFd> = None;
+    while !is_over(&ended) {
+        // What is there is the node that the last one was exchanged for.
+        rustix::fs::unlinkat(&directory, "file", AtFlags::empty()).ok();
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&directory, "file", flags, Mode::RUSR).unwrap();
+        let exchange =
+            || rustix::fs::renameat_with(&directory, "file", &directory, "node", RenameFlags::EXCHANGE);
+        while exchange().is_err() && !is_over(&ended) {}
+        // Another node has been made, or there will be none: the plugin is done with the one before.
+        assert!(last.replace(file).is_none_or(|file| is_of_root(&file)), "it was given away");
+    }
+    pod.wait("race");
+    assert!(last.is_some_and(|file| is_of_root(&file)), "it was given away");
+}
+
+fn is_over(process: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
 }
 
 #[test]
@@ -121,9 +180,13 @@ fn mknod_in_python() {
 }
 
 fn connects_to_a_list(language: Language) {
+    RUNTIMES.iter().for_each(|runtime| connects_to_a_list_under(runtime, language));
+}
+
+fn connects_to_a_list_under(runtime: &str, language: Language) {
     let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     let [allowed, other] = [0, 1].map(|index: usize| listeners[index].local_addr().unwrap());
-    let pod = Pod::start();
+    let pod = Pod::with_runtime(runtime);
     let Some(mut command) = language(&pod.place, "connect") else { return };
     command.arg(pod.run_dir().join("plugins.sock")).arg(allowed.to_string());
     let _plugin = spawn(command);
@@ -160,6 +223,10 @@ fn connect_in_python() {
 }
 
 fn tells_of_every_pod(language: Language) {
+    RUNTIMES.iter().for_each(|runtime| tells_of_every_pod_under(runtime, language));
+}
+
+fn tells_of_every_pod_under(runtime: &str, language: Language) {
     let place = Place::new();
     let directory: PathBuf = place.path("tmp").join("plugins.d");
     std::fs::create_dir(&directory).unwrap();
@@ -171,7 +238,8 @@ fn tells_of_every_pod(language: Language) {
     });
     eventually(|| socket.exists());
     let arguments = vec!["--plugin-dir".to_owned(), directory.to_str().unwrap().to_owned()];
-    let pod = Pod::start_in(place, Options { arguments, ..Options::default() });
+    let options = Options { runtime: Some(which(runtime)), arguments, ..Options::default() };
+    let pod = Pod::start_in(place, options);
     // Until the observer is there, which nobody can see from outside, calls are made in vain.
     pod.run_notified("c", &["mkdir"], "while :; do mkdir /tmp/a 2>/dev/null; busybox usleep 20000; done");
     let id = pod.id("c");

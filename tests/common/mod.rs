@@ -529,6 +529,11 @@ pub fn kill(pid: u32, signal: &str) {
     assert!(status.is_ok(), "kill {pid}: {status:?}");
 }
 
+/// A path in the container of which `pid` is a process.
+pub fn inside(pid: u32, path: &str) -> PathBuf {
+    Path::new("/proc").join(pid.to_string()).join("root").join(path)
+}
+
 /// Children of a process, as the kernel lists them.
 pub fn children_of(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();

@@ -18,6 +18,11 @@ HARMLESS = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)}
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
+def mount_of(descriptor):
+    with open(f"/proc/self/fdinfo/{descriptor}") as lines:
+        return next(line for line in lines if line.startswith("mnt_id:"))
+
+
 class Mknod(Plugin):
     async def verdict(self, notification):
         # mknodat has a directory before the other arguments.
@@ -60,9 +65,23 @@ class Mknod(Plugin):
             if not (await target.check(id=call)).open:
                 raise OSError(EPERM, "the process is gone")
             os.mknod(name, mode, device, dir_fd=directory)
-            os.chown(name, owner.uid, owner.gid, dir_fd=directory, follow_symlinks=False)
+            self.give(directory, name, device, owner)
         finally:
             os.close(directory)
+
+    def give(self, directory, name, device, owner):
+        # By now the name can be another file's, even one from outside, mounted there: what is given
+        # away is the node, or nothing. Nothing is removed either: by its name it could be that file.
+        node = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            found = os.fstat(node)
+            is_node = stat.S_ISCHR(found.st_mode) and found.st_rdev == device
+            if not is_node or mount_of(node) != mount_of(directory):
+                raise OSError(EPERM, "it was replaced")
+            # fchown(2) takes no such descriptor, and Python has no AT_EMPTY_PATH.
+            os.chown(f"/proc/self/fd/{node}", owner.uid, owner.gid)
+        finally:
+            os.close(node)
 
 
 async def main():

@@ -62,8 +62,17 @@ async fn make(call: &Call, first: u8, mode: u32, device: u64) -> Result<(), Errn
     }
     let mode = Mode::from_raw_mode(mode);
     rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, mode, device)?;
+    // By now the name can be another file's, even one from outside, mounted there: what is given away is
+    // the node, or nothing. Nothing is removed either: by its name it could be that file.
+    let how = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = rustix::fs::openat2(&parent, name, how, Mode::empty(), ResolveFlags::NO_XDEV)?;
+    let found = rustix::fs::fstat(&node)?;
+    let kind = FileType::from_raw_mode(found.st_mode);
+    if kind != FileType::CharacterDevice || found.st_rdev != device {
+        return Err(Errno::PERM);
+    }
     let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
-    rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+    rustix::fs::chownat(&node, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
 }
 
 /// Where the path begins, and how far it may lead: nowhere out of the container.

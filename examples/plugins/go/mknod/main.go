@@ -104,7 +104,24 @@ func create(ctx context.Context, call *plugins.Call, first int, mode uint32, dev
 	if err := unix.Mknodat(parent, path.Base(name), mode, int(device)); err != nil {
 		return err
 	}
-	return unix.Fchownat(parent, path.Base(name), uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+	// By now the name can be another file's, even one from outside, mounted there: what is given
+	// away is the node, or nothing. Nothing is removed either: by its name it could be that file.
+	node, err := unix.Openat2(parent, path.Base(name), &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(node)
+	var found unix.Stat_t
+	if err := unix.Fstat(node, &found); err != nil {
+		return err
+	}
+	if found.Mode&unix.S_IFMT != unix.S_IFCHR || found.Rdev != device {
+		return unix.EPERM
+	}
+	return unix.Fchownat(node, "", uid, gid, unix.AT_EMPTY_PATH)
 }
 
 func main() {
