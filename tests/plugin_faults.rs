@@ -7,6 +7,7 @@ mod common;
 use std::cell::RefCell;
 use std::future::Future;
 use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
@@ -300,8 +301,10 @@ struct Reach;
 impl Plugin for Reach {
     async fn decide(&self, call: Call) -> Verdict {
         let notification = call.notification.clone();
-        if notification.name == "openat" || notification.name == "open" {
-            return self.open(&call).await;
+        match notification.name.as_str() {
+            "open" | "openat" => return self.open(&call).await,
+            "socket" => return self.socket(&call).await,
+            _ => {}
         }
         let path = notification.text(0).unwrap();
         assert_eq!(path, b"/tmp/reach");
@@ -349,31 +352,57 @@ impl Reach {
         let ticket = call.hand_over(reader.as_fd()).await.unwrap();
         Verdict::AddDescriptor { ticket, at: None, close_on_exec: true }
     }
+
+    /// The socket has an address already.
+    async fn socket(&self, call: &Call) -> Verdict {
+        use rustix::net::{AddressFamily, SocketType, bind, socket};
+        let given = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&given, &SocketAddr::from((GIVEN, 0))).unwrap();
+        let ticket = call.hand_over(given.as_fd()).await.unwrap();
+        Verdict::AddDescriptor { ticket, at: None, close_on_exec: true }
+    }
 }
 
-fn reach_under(runtime: &str) {
+/// Where the socket is that a plugin gives.
+const GIVEN: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
+
+/// A pod with [`Reach`].
+fn with_reach(runtime: &str) -> (Pod, Beside) {
     let pod = Pod::with_runtime(runtime);
     let socket = pod.run_dir().join("plugins.sock");
-    let _plugin = beside(async move || {
+    let plugin = beside(async move || {
         let request = Request {
             allow_continue: true,
             deadline_ms: 60_000,
             on_failure: OnFailure::Errno(5),
-            ..Request::new("reach", &["mkdir", "open", "openat"])
+            ..Request::new("reach", &["mkdir", "open", "openat", "socket"])
         };
         dial_in(&socket, request, Reach).await.unwrap().ended().await.unwrap();
     });
     eventually(|| pod.seccomp_plugins().len() == 1);
+    (pod, plugin)
+}
+
+fn reach_under(runtime: &str) {
+    let (pod, _plugin) = with_reach(runtime);
     pod.run_notified("c", &["mkdir"], "mkdir /tmp/reach && echo done");
     let said = pod.output("c");
     assert!(said.contains("from the plugin\n") && said.contains("done"), "{said}");
-    if runtime == "runc" {
-        // runc opens files itself once the filter is there.
-        return;
-    }
-    pod.run_notified("d", &["open", "openat"], "cat /tmp/given");
-    let said = pod.output("d");
-    assert_eq!(said, "given by the plugin\n");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    pod.run_notified("d", &["socket"], &format!("busybox nc 127.0.0.1 {port} </dev/null && echo closed"));
+    let (connection, peer) = listener.accept().unwrap();
+    drop(connection);
+    assert_eq!((peer.ip(), pod.output("d").as_str()), (GIVEN.into(), "closed\n"));
+}
+
+/// Not under runc: its process opens files between the filter and the container's program,
+/// while its other process still has the connection open that brings the listener.
+#[test]
+fn a_plugin_can_have_another_file_opened() {
+    let (pod, _plugin) = with_reach("crun");
+    pod.run_notified("c", &["open", "openat"], "cat /tmp/given");
+    assert_eq!(pod.output("c"), "given by the plugin\n");
 }
 
 #[test]

@@ -13,6 +13,8 @@ use podinit::rpc::client::SeccompStats;
 use podinit::rpc::plugin::client::{self, Call, Request, Session, Verdict};
 use serde_json::{Value, json};
 
+const RUNTIMES: [&str; 2] = ["crun", "runc"];
+
 /// A plugin: `podinit seccomp answer`. Ends with its scope.
 struct Plugin {
     child: Child,
@@ -91,8 +93,20 @@ fn plugin_decides_under_runc() {
 }
 
 #[test]
-fn three_plugins_are_asked_by_priority_until_one_decides() {
-    let pod = Pod::start();
+fn a_plugin_can_kill_a_process() {
+    for runtime in RUNTIMES {
+        let pod = Pod::with_runtime(runtime);
+        let _plugin = Plugin::of(&pod, &["--syscall", "mkdir", "--verdict", "kill"]);
+        pod.run_notified("c", &["mkdir"], "mkdir /tmp/a; echo $?; test -e /tmp/a || echo not made");
+        let said = pod.output("c");
+        assert!(said.starts_with("137\nnot made\n"), "{runtime}: {said}");
+        let row = stats(&pod).rows.into_iter().find(|row| row.plugin == "answer").expect("a row");
+        assert_eq!((row.verdict.as_str(), row.total()), ("kill", 1));
+    }
+}
+
+fn three_are_asked_under(runtime: &str) {
+    let pod = Pod::with_runtime(runtime);
     let of = |name: &str, priority: &str, more: &[&str]| {
         Plugin::of(&pod, &[&["--name", name, "--priority", priority], more].concat())
     };
@@ -108,8 +122,13 @@ fn three_plugins_are_asked_by_priority_until_one_decides() {
     assert_eq!(
         lines,
         ["No space left on device", "Read-only file system", "Read-only file system"],
-        "{said}"
+        "{runtime}: {said}"
     );
+}
+
+#[test]
+fn three_plugins_are_asked_by_priority_until_one_decides() {
+    RUNTIMES.iter().for_each(|runtime| three_are_asked_under(runtime));
 }
 
 #[test]

@@ -131,15 +131,17 @@ fn execs_are_sessions_of_their_own_and_rules_change_under_them() {
 fn a_container_is_ended_after_its_last_forbidden_call() {
     let rules = r#"{"name": "stop", "match": {"syscalls": ["swapoff"]}, "do": {"stopContainer": {"delayMs": 200}}},
         {"name": "crio", "match": {"syscalls": ["mkdir", "mkdirat"]}, "do": "notifierAction"}"#;
-    let pod = pod_with_rules("crun", rules);
-    let calls = ["swapoff", "mkdir", "mkdirat"];
-    run(&pod, "logged", &pod_socket(&pod), &calls, "mkdir /tmp/d 2>&1; echo still here");
-    assert_eq!(pod.wait("logged").shell_code(), Some(0));
-    assert!(stdout(&pod, "logged").contains("Function not implemented\nstill here"));
-    run(&pod, "rule", &pod_socket(&pod), &calls, "busybox swapoff x; sleep 1000");
-    run(&pod, "stopped", &pod_socket(&pod), &calls, "mkdir /tmp/d; sleep 1000");
-    for name in ["rule", "stopped"] {
-        assert_eq!(pod.wait(name).shell_code(), Some(137), "{name}");
+    for runtime in RUNTIMES {
+        let pod = pod_with_rules(runtime, rules);
+        let calls = ["swapoff", "mkdir", "mkdirat"];
+        run(&pod, "logged", &pod_socket(&pod), &calls, "mkdir /tmp/d 2>&1; echo still here");
+        assert_eq!(pod.wait("logged").shell_code(), Some(0), "{runtime}");
+        assert!(stdout(&pod, "logged").contains("Function not implemented\nstill here"), "{runtime}");
+        run(&pod, "rule", &pod_socket(&pod), &calls, "busybox swapoff x; sleep 1000");
+        run(&pod, "stopped", &pod_socket(&pod), &calls, "mkdir /tmp/d; sleep 1000");
+        for name in ["rule", "stopped"] {
+            assert_eq!(pod.wait(name).shell_code(), Some(137), "{runtime}: {name}");
+        }
     }
 }
 
