@@ -4,14 +4,17 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::rc::Rc;
 
 use common::{Options, Place, Pod, binary, eventually, kill, which};
-use podinit::rpc::client::SeccompStats;
-use podinit::rpc::plugin::client::{self, Call, Request, Session, Verdict};
+use podinit::rpc::client::{Error, SeccompStats};
+use podinit::rpc::plugin::client::{self, Call, OnFailure, Request, Session, Verdict};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 const RUNTIMES: [&str; 2] = ["crun", "runc"];
 
@@ -45,6 +48,12 @@ impl Plugin {
         let mut line = String::new();
         self.said.read_line(&mut line).expect("its standard output");
         assert_eq!(line, "registered\n");
+    }
+
+    /// Waits until a process of this test program has said so, among what the test runner says.
+    fn wait_line(&mut self, wanted: &str) {
+        let mut lines = self.said.by_ref().lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.ends_with(wanted)), "it ended without having said {wanted:?}");
     }
 
     fn signal(&self, signal: &str) {
@@ -212,8 +221,7 @@ fn still(socket: &Path, listens: bool) -> Plugin {
         command.env(LISTENS, "yes");
     }
     let mut plugin = Plugin::spawn(command);
-    let told = plugin.said.by_ref().lines().map(Result::unwrap).find(|line| line.contains("told of"));
-    assert!(told.is_some_and(|line| line.ends_with("told of 1 sessions")));
+    plugin.wait_line("told of 1 sessions");
     plugin
 }
 
@@ -256,6 +264,192 @@ fn a_plugin_killed_while_it_is_synchronised_costs_no_call() {
         assert_eq!((stats.received, stats.open), (stats.answered, 0), "{stats:?}");
         assert_eq!(stats.answered, (first + second) as u64, "{stats:?}");
         drop(again);
+        if listens {
+            std::fs::remove_file(&socket).unwrap();
+        }
+    }
+}
+
+/// Where a plugin is killed with a hundred calls pending.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// It has been asked about each in a call of its own.
+    Asked,
+    /// It has put all verdicts off.
+    PutOff,
+    /// It has given some of the verdicts that it put off.
+    AnsweredSome,
+    /// It has been asked about many at once, and knows some of the verdicts.
+    InABatch,
+}
+
+/// What becomes of the calls then: how many have the plugin's own verdict, and how often its
+/// policy for the others shows.
+struct Death {
+    step: Step,
+    on_failure: OnFailure,
+    given: usize,
+    shows: &'static str,
+}
+
+const DEATHS: [Death; 4] = [
+    Death { step: Step::Asked, on_failure: OnFailure::Kill, given: 0, shows: "137" },
+    Death {
+        step: Step::PutOff,
+        on_failure: OnFailure::Errno(5),
+        given: 0,
+        shows: "1 mkdir: Input/output error",
+    },
+    Death {
+        step: Step::AnsweredSome,
+        on_failure: OnFailure::Next,
+        given: 40,
+        shows: "1 mkdir: No space left",
+    },
+    Death { step: Step::InABatch, on_failure: OnFailure::Continue, given: 1, shows: "0" },
+];
+
+/// What a process of [`plugin_that_stops`] is told: its socket, and which of [`DEATHS`] is its own.
+const STOPS: &str = "PODINIT_TEST_STOPS";
+const DEATH: &str = "PODINIT_TEST_STOPS_AT";
+
+/// Comes to its step, and no further.
+struct Stops {
+    step: Step,
+    asked: RefCell<Vec<(u64, u64)>>,
+    /// How many it has been asked about.
+    count: watch::Sender<usize>,
+    /// Whether the test has seen all calls pending.
+    may: watch::Receiver<bool>,
+}
+
+impl client::Plugin for Stops {
+    async fn decide(&self, call: Call) -> Verdict {
+        self.asked.borrow_mut().push((call.notification.session, call.notification.id));
+        let count = self.asked.borrow().len();
+        self.count.send_replace(count);
+        match self.step {
+            Step::PutOff | Step::AnsweredSome => return Verdict::Later,
+            // Those that come meanwhile are a batch.
+            Step::InABatch if count == 1 => drop(self.may.clone().wait_for(|may| *may).await),
+            Step::InABatch if count <= 40 => {}
+            Step::Asked | Step::InABatch => std::future::pending().await,
+        }
+        Verdict::Errno(30)
+    }
+}
+
+async fn stop_at(socket: &Path, death: &Death) -> Result<(), Error> {
+    let (count, mut counted) = watch::channel(0);
+    let (go_on, may) = watch::channel(false);
+    let plugin = Rc::new(Stops { step: death.step, asked: RefCell::default(), count, may: may.clone() });
+    // Until one of them is asked about in a batch, or all are.
+    let (batch_max, calls_max, until) = if death.step == Step::InABatch { (64, 1, 41) } else { (1, 0, 100) };
+    let request = Request {
+        deadline_ms: 120_000,
+        on_failure: death.on_failure,
+        batch_max,
+        calls_max,
+        ..Request::new("stops", &["mkdir"])
+    };
+    let plugged = client::dial_in(socket, request, Rc::clone(&plugin)).await?;
+    let mut told = std::io::stdout();
+    writeln!(told, "registered").unwrap();
+    std::thread::spawn(move || {
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        go_on.send_replace(true);
+    });
+    may.clone().wait_for(|may| *may).await.unwrap();
+    counted.wait_for(|count| *count >= until).await.unwrap();
+    let asked = plugin.asked.borrow().clone();
+    let some = if death.step == Step::AnsweredSome { &asked[..death.given] } else { &[] };
+    let answers: Vec<_> = some.iter().map(|&(session, id)| (session, id, Verdict::Errno(30))).collect();
+    // What was sent before, the monitor has taken when it answers.
+    assert_eq!(plugged.answer(&answers).await?, 0);
+    writeln!(told, "at its step").unwrap();
+    std::future::pending().await
+}
+
+/// Not a test by itself: what [`killed_at`] runs.
+#[test]
+fn plugin_that_stops() {
+    let Some(socket) = std::env::var_os(STOPS) else { return };
+    let death: usize = std::env::var(DEATH).unwrap().parse().unwrap();
+    client::run(stop_at(socket.as_ref(), &DEATHS[death])).expect("a plugin");
+}
+
+fn killed_at(runtime: &str, death: usize) {
+    let pod = Pod::with_runtime(runtime);
+    let next = ["--name", "next", "--priority", "1", "--syscall", "mkdir", "--verdict", "errno:ENOSPC"];
+    let _next = Plugin::of(&pod, &next);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "plugin_that_stops", "--nocapture"]).stdin(Stdio::piped());
+    command.env(STOPS, pod.run_dir().join("plugins.sock")).env(DEATH, death.to_string());
+    let mut plugin = Plugin::spawn(command);
+    plugin.wait_line("registered");
+    let script = "for i in $(seq 100); do (said=$(mkdir /tmp/$i 2>&1); echo $? $said >/tmp/said.$i) & done; wait
+        busybox sed 's/can.t create.*: /: /; s/ : / /' /tmp/said.*; echo made $(ls /tmp | busybox grep -vc said)";
+    pod.run_notified("c", &["mkdir"], script);
+    eventually(|| stats(&pod).open == 100);
+    writeln!(plugin.child.stdin.as_ref().unwrap()).unwrap();
+    plugin.wait_line("at its step");
+    let Death { given, shows, on_failure, .. } = &DEATHS[death];
+    eventually(|| stats(&pod).open as usize == 100 - given);
+    plugin.signal("KILL");
+    let said = pod.output("c");
+    let count = |line: &str| said.lines().filter(|said| said.starts_with(line)).count();
+    assert_eq!(
+        (count("1 mkdir: Read-only"), count(shows)),
+        (*given, 100 - given),
+        "{runtime}, {death}: {said}"
+    );
+    let made = if *on_failure == OnFailure::Continue { 100 - given } else { 0 };
+    assert_eq!(count(&format!("made {made}")), 1, "{runtime}, {death}: {said}");
+    let stats = stats(&pod);
+    assert_eq!((stats.received, stats.answered, stats.open), (100, 100, 0), "{stats:?}");
+    assert_eq!(pod.seccomp_plugins(), ["next"]);
+}
+
+#[test]
+fn a_plugin_killed_when_it_was_asked_leaves_its_policy() {
+    RUNTIMES.iter().for_each(|runtime| killed_at(runtime, 0));
+}
+
+#[test]
+fn a_plugin_killed_before_verdicts_that_it_put_off_leaves_its_policy() {
+    RUNTIMES.iter().for_each(|runtime| killed_at(runtime, 1));
+}
+
+#[test]
+fn a_plugin_killed_between_verdicts_that_it_put_off_leaves_its_policy() {
+    RUNTIMES.iter().for_each(|runtime| killed_at(runtime, 2));
+}
+
+#[test]
+fn a_plugin_killed_in_a_batch_leaves_its_policy() {
+    RUNTIMES.iter().for_each(|runtime| killed_at(runtime, 3));
+}
+
+/// A hundred calls wait for the first plugin. One that is killed before it is registered was none.
+#[test]
+fn a_plugin_killed_before_it_is_registered_decides_nothing() {
+    for (runtime, listens) in [("crun", false), ("crun", true), ("runc", false)] {
+        let place = Place::new();
+        let rules = place.path("rules.json");
+        std::fs::write(&rules, r#"{"version": 1, "defaults": {"patienceMs": 300000}, "rules": []}"#).unwrap();
+        let (directory, mut options) = plugin_dir(&place);
+        options.arguments.extend(["--seccomp-rules".to_owned(), rules.to_str().unwrap().to_owned()]);
+        options.runtime = Some(which(runtime));
+        let pod = Pod::start_in(place, options);
+        pod.run_notified("c", &["mkdir"], &hundred("Read-only"));
+        eventually(|| stats(&pod).open == 100);
+        let socket = if listens { directory.join("p.sock") } else { pod.run_dir().join("plugins.sock") };
+        still(&socket, listens).signal("KILL");
+        assert_eq!(stats(&pod).open, 100, "they wait for another");
+        let _plugin = Plugin::of(&pod, &["--syscall", "mkdir", "--verdict", "errno:EROFS"]);
+        assert_eq!(pod.output("c").trim(), "100");
+        let stats = stats(&pod);
+        assert_eq!((stats.received, stats.answered, stats.open), (100, 100, 0), "{stats:?}");
         if listens {
             std::fs::remove_file(&socket).unwrap();
         }
