@@ -12,21 +12,21 @@
 //!
 //! `PODINIT_BENCH_CALLS` calls a round (2000), `PODINIT_BENCH_ROUNDS` rounds (60),
 //! `PODINIT_BENCH_SECONDS` seconds of every load (5), `PODINIT_BENCH_LEAK_CALLS`
-//! calls for the leak (1000000).
+//! calls of every kind for the leak (1000000).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a bench")]
 
 #[path = "../common/mod.rs"]
 mod bench;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod leak;
 mod plugin;
 mod target;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use bench::{Samples, processes, setting};
+use bench::{Samples, setting};
 use common::{Options, Place, Pod};
 
 /// The most that the broker may cost, in bare loops.
@@ -39,6 +39,8 @@ fn main() -> ExitCode {
     match arguments.get(1).map(String::as_str) {
         Some("target") => target::run(&arguments[2..]),
         Some("load") => target::load(&arguments[2..]),
+        Some("mover") => target::move_descriptors(&arguments[2..]),
+        Some("holder") => leak::holder(Path::new(&arguments[2])),
         Some("bare") => target::bare(Path::new(&arguments[2])),
         Some("relay") => plugin::relay(Path::new(&arguments[2]), Path::new(&arguments[3])),
         Some("answerer") => plugin::answerer(Path::new(&arguments[2])),
@@ -86,8 +88,10 @@ fn pod_with_rules() -> (Pod, PathBuf) {
     let rules = place.path("rules.json");
     let text = r#"{"version": 1, "defaults": {"unmatched": "errno:EPERM", "patienceMs": 0}, "rules": [
         {"name": "bench", "match": {"containers": ["built-in"], "syscalls": ["getppid"]},
-         "do": {"errno": "EPERM"}}]}"#;
-    fs::write(&rules, text).expect("rules");
+         "do": {"errno": "EPERM"}},
+        {"name": "connect", "match": {"containers": ["connect"], "syscalls": ["connect"]},
+         "do": {"connect": {"allow": [{"address": "127.0.0.1"}]}}}]}"#;
+    std::fs::write(&rules, text).expect("rules");
     let arguments = vec!["--seccomp-rules".to_owned(), rules.to_str().expect("text").to_owned()];
     let pod = Pod::start_in(place, Options { arguments, ..Options::default() });
     let socket = pod.run_dir().join("seccomp.sock");
@@ -126,7 +130,7 @@ fn compare() -> ExitCode {
     }
     failed |= is_not_sustained("built-in", &socket, libc::EPERM);
     failed |= plugin::compare(&pod, &socket);
-    failed |= leaks(&pod, &socket);
+    failed |= leak::leaks(&pod, &socket);
     pod.shutdown();
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -155,19 +159,4 @@ fn is_not_sustained(container: &str, socket: &Path, errno: i32) -> bool {
         failed |= per_second < SUSTAINED || lost > 0.0;
     }
     failed
-}
-
-/// Many calls of many sessions: the monitor has the descriptors it had.
-fn leaks(pod: &Pod, socket: &Path) -> bool {
-    let calls = setting("PODINIT_BENCH_LEAK_CALLS", 1_000_000);
-    let [_, monitor] = processes(pod);
-    let descriptors = || fs::read_dir(format!("/proc/{monitor}/fd")).expect("the monitor").count();
-    let before = descriptors();
-    let sessions = 20;
-    for _ in 0..sessions {
-        round(socket, "built-in", calls / sessions);
-    }
-    bench::until("the last session's end", || descriptors() <= before);
-    println!("{calls} calls of {sessions} sessions: {before} descriptors before, {} after", descriptors());
-    descriptors() > before
 }

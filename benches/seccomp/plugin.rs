@@ -59,10 +59,10 @@ fn relay_calls(listener: &OwnedFd, answerer: &mut UnixStream) {
 }
 
 /// A process that has said that it is ready.
-struct Ready(Child);
+pub(crate) struct Ready(Child);
 
 impl Ready {
-    fn wait(mut command: Command) -> Self {
+    pub(crate) fn wait(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("a process");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("a pipe")).read_line(&mut line).expect("ready");

@@ -3,6 +3,7 @@
 
 use std::io::{IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,8 +13,8 @@ use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
 use podinit::sys::seccomp::{Answer, Buffer, Received, answer, receive, wake_in_step};
 use podinit::sys::socket;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, acceptfrom_with, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, acceptfrom_with, recvmsg, sendmsg,
 };
 
 /// Makes `calls` calls of getppid(2) under a filter that notifies of it, whose
@@ -21,7 +22,7 @@ use rustix::net::{
 pub(crate) fn run(arguments: &[String]) -> ExitCode {
     let [path, container, calls] = arguments else { return ExitCode::FAILURE };
     let calls: u32 = calls.parse().expect("a number");
-    be_notified(Path::new(path), container);
+    be_notified(Path::new(path), container, "getppid");
     // The first ones wait for the other side to be ready.
     for _ in 0..100 {
         once();
@@ -40,7 +41,7 @@ pub(crate) fn load(arguments: &[String]) -> ExitCode {
     let [path, container, threads, seconds, errno] = arguments else { return ExitCode::FAILURE };
     let [threads, seconds, errno] =
         [threads, seconds, errno].map(|text| text.parse::<u32>().expect("a number"));
-    be_notified(Path::new(path), container);
+    be_notified(Path::new(path), container, "getppid");
     once();
     let expected = -i32::try_from(errno).expect("an errno");
     let began = Instant::now();
@@ -60,14 +61,37 @@ pub(crate) fn load(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Has getppid(2) of this thread, and of those that it starts, notified to the socket at `path`.
-fn be_notified(path: &Path, container: &str) {
+/// Makes `calls` calls of a kind of [`crate::leak`], which is also the container's name; each has to
+/// have the answer that belongs to it.
+pub(crate) fn move_descriptors(arguments: &[String]) -> ExitCode {
+    let [path, kind, calls] = arguments else { return ExitCode::FAILURE };
+    let calls: u32 = calls.parse().expect("a number");
+    let call = if kind == "connect" { "connect" } else { "getppid" };
+    be_notified(Path::new(path), kind, call);
+    // Without a handshake: connections would be more than there are ports.
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).expect("a socket");
+    let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+    for _ in 0..calls {
+        match kind.as_str() {
+            "connect" => rustix::net::connect(&socket, &peer).expect("a connection of the broker's"),
+            "given" | "installed" => {
+                let number = nix::unistd::getppid().as_raw();
+                drop(podinit::sys::fd::take_inherited(number).expect("a descriptor of the plugin's"));
+            }
+            _ => assert_eq!(nix::unistd::getppid().as_raw(), -libc::EXDEV),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Has `call` of this thread, and of those that it starts, notified to the socket at `path`.
+fn be_notified(path: &Path, container: &str, call: &str) {
     // As a container's process: in a scheduling group of its own (sched(7), "The autogroup feature").
     // A switch from one group to another is dearer, and the broker is in another one anyway.
     rustix::process::setsid().expect("a session");
     let connection = socket::connect(path, SocketType::STREAM).expect("a socket");
     let mut filter = ScmpFilterContext::new(ScmpAction::Allow).expect("a filter");
-    filter.add_rule(ScmpAction::Notify, ScmpSyscall::from_name("getppid").expect("a call")).expect("a rule");
+    filter.add_rule(ScmpAction::Notify, ScmpSyscall::from_name(call).expect("a call")).expect("a rule");
     filter.load().expect("a filter that is loaded");
     send(&connection, &filter, container);
 }
