@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use common::program::{argument, connect_while_rewriting, rewriting_reaches_nobody};
 use common::{Options, Place, Pod, eventually, profile, which};
 use serde_json::json;
 
@@ -205,6 +206,14 @@ fn connects_to_a_list_under(runtime: &str, language: Language) {
         "{said}"
     );
     greeter.join().unwrap();
+    rewriting_reaches_nobody(&pod, allowed.port());
+}
+
+#[test]
+fn role_that_rewrites() {
+    if let Some(port) = argument() {
+        connect_while_rewriting(&port);
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@
 mod leaks;
 mod log;
 mod notified;
+pub mod program;
 
 use std::cell::{Cell, RefCell};
 use std::fs;
