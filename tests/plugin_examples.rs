@@ -113,8 +113,15 @@ fn makes_harmless_nodes_under(runtime: &str, language: Language) {
     assert!(!said.contains("gone"), "{said}");
     assert!(!Path::new("/tmp/full").exists(), "it was made on the host");
     // Somebody who may not make any, and whose they are.
-    run_as_user(&pod, "user", "busybox mknod /tmp/null c 1 3 && busybox stat -c '%t %u %g' /tmp/null");
-    assert_eq!(pod.output("user"), "1 1000 1001\n");
+    let script = "busybox mknod /dev/null2 c 1 3; cd /dev && busybox mknod null3 c 1 3; \
+         busybox mknod /tmp/null c 1 3 && busybox stat -c '%t %u %g' /tmp/null; ls /dev";
+    run_as_user(&pod, "user", script);
+    let said = pod.output("user");
+    assert!(
+        said.starts_with("1 1000 1001\n") && !said.contains("null2\n") && !said.contains("null3\n"),
+        "{said}"
+    );
+    assert_eq!(said.matches("Permission denied").count(), 2, "{said}");
     gives_away_nothing_else(&pod);
 }
 

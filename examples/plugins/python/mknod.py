@@ -3,15 +3,17 @@
 
     mknod.py /run/podinit/pods/<pod>/plugins.sock
 
-The profile must notify of mknod and mknodat. A node that is not in the list is
-refused; what is no device is left to the kernel, which the mode, a register, decides.
+The profile must notify of mknod and mknodat. A node that is not in the list is refused,
+and so is one in a directory that is neither the process's own nor open to everybody,
+unless root asks; what is no device is left to the kernel, which the mode, a register,
+decides.
 """
 
 import os
 import stat
 import sys
 
-from podinit_plugin import EFAULT, EPERM, Plugin, dial_in, errno, run, text
+from podinit_plugin import EACCES, EFAULT, EPERM, Plugin, dial_in, errno, run, text
 
 # Major and minor of null, zero, full, random and urandom.
 HARMLESS = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)}
@@ -64,6 +66,10 @@ class Mknod(Plugin):
             # What was opened is the process's own if its call still waits.
             if not (await target.check(id=call)).open:
                 raise OSError(EPERM, "the process is gone")
+            # The plugin itself may make nodes anywhere.
+            place = os.fstat(directory)
+            if owner.uid not in (0, place.st_uid) and not place.st_mode & stat.S_IWOTH:
+                raise OSError(EACCES, "it is not the process's directory")
             os.mknod(name, mode, device, dir_fd=directory)
             self.give(directory, name, device, owner)
         finally:

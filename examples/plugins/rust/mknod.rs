@@ -3,8 +3,9 @@
 //!     mknod /run/podinit/pods/<pod>/plugins.sock
 //!
 //! The profile must notify of mknod and mknodat. A node that is not in the list is
-//! refused; what is no device is left to the kernel, which the mode, a register,
-//! decides.
+//! refused, and so is one in a directory that is neither the process's own nor open to
+//! everybody, unless root asks; what is no device is left to the kernel, which the mode,
+//! a register, decides.
 #![allow(missing_docs, reason = "a program")]
 
 use std::os::fd::OwnedFd;
@@ -59,6 +60,11 @@ async fn make(call: &Call, first: u8, mode: u32, device: u64) -> Result<(), Errn
     // What was opened is the process's own if its call still waits.
     if !call.check().await.unwrap_or(false) {
         return Err(Errno::INTR);
+    }
+    // The plugin itself may make nodes anywhere.
+    let place = rustix::fs::fstat(&parent)?;
+    if owner.uid != 0 && owner.uid != place.st_uid && place.st_mode & 0o002 == 0 {
+        return Err(Errno::ACCESS);
     }
     let mode = Mode::from_raw_mode(mode);
     rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, mode, device)?;

@@ -3,8 +3,9 @@
 //	mknod /run/podinit/pods/<pod>/plugins.sock
 //
 // The profile must notify of mknod and mknodat. A node that is not in the list is
-// refused; what is no device is left to the kernel, which the mode, a register,
-// decides.
+// refused, and so is one in a directory that is neither the process's own nor open to
+// everybody, unless root asks; what is no device is left to the kernel, which the mode,
+// a register, decides.
 package main
 
 import (
@@ -100,6 +101,14 @@ func create(ctx context.Context, call *plugins.Call, first int, mode uint32, dev
 	// What was opened is the process's own if its call still waits.
 	if !call.Check(ctx) {
 		return unix.EINTR
+	}
+	// The plugin itself may make nodes anywhere.
+	var place unix.Stat_t
+	if err := unix.Fstat(parent, &place); err != nil {
+		return err
+	}
+	if uid != 0 && uint32(uid) != place.Uid && place.Mode&0o002 == 0 {
+		return unix.EACCES
 	}
 	if err := unix.Mknodat(parent, path.Base(name), mode, int(device)); err != nil {
 		return err
