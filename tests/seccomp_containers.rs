@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::{Options, Place, Pod, profile, which};
+use podinit::rpc::plugin::client::{self, Call, Plugin, Request, dial_in};
 use podinit::seccomp::plugin::Registration;
 use podinit::seccomp::verdict::{OnFailure, Verdict};
 use seccomp_target::{MKDIR, Own, never, ready, registration};
@@ -300,6 +301,50 @@ fn survives_its_own_signals(runtime: &str, flags: &[&str]) {
         assert!(stats.answered >= made, "{stats:?}");
     } else {
         assert_eq!(stats.answered, made, "{stats:?}");
+    }
+}
+
+/// Refuses, every other time so slowly that the program's runtime sends a signal meanwhile.
+struct Slow(AtomicU64);
+
+impl Plugin for Slow {
+    async fn decide(&self, _: Call) -> client::Verdict {
+        let pause = Duration::from_millis(30 * (self.0.fetch_add(1, Ordering::Relaxed) % 2));
+        tokio::time::sleep(pause).await;
+        client::Verdict::Errno(18)
+    }
+}
+
+/// Calls that are made anew are other calls for a plugin: it still has the ones before in its hands.
+#[test]
+fn go_survives_its_own_signals_while_a_plugin_decides() {
+    const CALLS: u64 = 25;
+    for runtime in RUNTIMES {
+        let pod = Pod::with_runtime(runtime);
+        let Some(()) = go_storm(&pod) else { return };
+        let socket = pod.run_dir().join("plugins.sock");
+        let (over, told) = tokio::sync::oneshot::channel::<()>();
+        let plugin = std::thread::spawn(move || {
+            tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
+                let request = Request { deadline_ms: 60_000, ..Request::new("slow", &MKDIR) };
+                let _plugged = dial_in(&socket, request, Slow(AtomicU64::new(0))).await.unwrap();
+                told.await.unwrap_err();
+            });
+        });
+        common::eventually(|| pod.seccomp_plugins().len() == 1);
+        let request = pod.container_with("c", &["/bin/storm", &CALLS.to_string()], |config| {
+            config["linux"]["seccomp"] = profile(&pod_socket(&pod), &MKDIR);
+        });
+        pod.create(&request).expect("create");
+        pod.start_container("c");
+        assert_eq!(pod.output("c"), format!("{} calls, 0 wrong\n", 8 * CALLS), "{runtime}");
+        let stats = || pod.call(async |client| client.seccomp_stats().await).expect("stats");
+        common::eventually(|| stats().sessions == 0 && stats().open == 0);
+        let stats = stats();
+        assert_eq!(stats.received, stats.answered + stats.interrupted, "{runtime}: {stats:?}");
+        assert!(stats.interrupted > 0 && stats.answered >= 8 * CALLS, "{runtime}: {stats:?}");
+        drop(over);
+        plugin.join().unwrap();
     }
 }
 
