@@ -6,10 +6,12 @@
 mod seccomp_target;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::time::Instant;
 
@@ -26,6 +28,8 @@ use podinit::rpc::schema::plugin_capnp as wire;
 use podinit::sys::socket;
 use rustix::net::SocketType;
 use seccomp_target::{DEADLINE, Own, errno, notify_with};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
@@ -183,6 +187,83 @@ fn calls_that_were_put_off_do_not_wait_for_a_plugin_that_is_gone() {
     assert_eq!(threads.join().unwrap(), [-62; THREADS]);
     assert!(began.elapsed() < DEADLINE, "long before the deadline");
     own.until("the end of its registration", |_| registrations(&own) == 0);
+}
+
+/// Refuses everything.
+struct Refuses;
+
+impl Plugin for Refuses {
+    async fn decide(&self, _: Call) -> Verdict {
+        Verdict::Errno(30)
+    }
+}
+
+/// Passes on what a plugin says, `most` bytes of it, and then ends its connection. Counts them.
+async fn pass_on(listener: UnixListener, to: PathBuf, most: usize, passed: Arc<AtomicUsize>) {
+    let (mut plugin, _) = listener.accept().await.unwrap();
+    let mut monitor = UnixStream::connect(to).await.unwrap();
+    let (mut from_plugin, mut to_plugin) = plugin.split();
+    let (mut from_monitor, mut to_monitor) = monitor.split();
+    let mut bytes = vec![0; 64 << 10];
+    let forth = async {
+        while passed.load(Ordering::Relaxed) < most {
+            let room = (most - passed.load(Ordering::Relaxed)).min(bytes.len());
+            match from_plugin.read(&mut bytes[..room]).await {
+                Ok(count @ 1..) => {
+                    to_monitor.write_all(&bytes[..count]).await.unwrap();
+                    passed.fetch_add(count, Ordering::Relaxed);
+                }
+                _ => break,
+            }
+        }
+    };
+    tokio::select! {
+        () = forth => {}
+        _ = tokio::io::copy(&mut from_monitor, &mut to_plugin) => {}
+    }
+}
+
+/// What three calls are answered by a plugin of whose messages `most` bytes arrive, and how many did.
+fn answers_after(own: &Own, path: &Path, most: usize) -> ([i32; 3], usize) {
+    let (sender, told) = mpsc::channel();
+    let passed = Arc::new(AtomicUsize::new(0));
+    let (to, count) = (path.to_owned(), Arc::clone(&passed));
+    let between = own.directory.path().join(format!("{most}.sock"));
+    let plugin = beside(async move || {
+        let listener = UnixListener::bind(&between).unwrap();
+        tokio::task::spawn_local(pass_on(listener, to, most, count));
+        let request =
+            Request { deadline_ms: 60_000, on_failure: OnFailure::Errno(62), ..Request::new("p", &PPID) };
+        let _plugged = dial_in(&between, request, Refuses).await;
+        sender.send(()).unwrap();
+        std::future::pending().await
+    });
+    told.recv_timeout(DEADLINE).unwrap();
+    let answers = own.thread(&PPID, || [(); 3].map(|()| getppid().as_raw())).join().unwrap();
+    drop(plugin);
+    own.until("the end of its registration", |_| registrations(own) == 0);
+    (answers, passed.load(Ordering::Relaxed))
+}
+
+/// A plugin's process can be killed while it writes: whatever has arrived by then, each call is
+/// answered, by the plugin, by its policy, or as if it had never been there.
+#[test]
+fn a_connection_may_end_after_any_byte() {
+    let own = Own::start();
+    let path = serve(&own);
+    let (answers, all) = answers_after(&own, &path, usize::MAX);
+    assert_eq!(answers, [-30; 3]);
+    let mut seen = HashSet::new();
+    // Messages are of words of 8 bytes: at their borders, and within them.
+    for most in (0..all).step_by(4) {
+        let (answers, _) = answers_after(&own, &path, most);
+        let ranks = answers.map(|answer| [-30, -62, -libc::ENOSYS].iter().position(|known| *known == answer));
+        assert!(ranks.iter().all(Option::is_some) && ranks.is_sorted(), "{most} of {all} bytes: {answers:?}");
+        seen.extend(answers);
+    }
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    let stats = own.until("the sessions' end", |stats| stats.sessions == 0);
+    assert_eq!((stats.received, stats.interrupted, stats.open), (stats.answered, 0, 0), "{stats:?}");
 }
 
 /// Refuses everything, once it may.
@@ -500,7 +581,7 @@ fn a_ticket_ends_with_its_call() {
     let _plugin = beside(async move || {
         let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
         stream.set_nonblocking(true).unwrap();
-        let (reader, writer) = tokio::net::UnixStream::from_std(stream).unwrap().into_split();
+        let (reader, writer) = UnixStream::from_std(stream).unwrap().into_split();
         let options = capnp::message::ReaderOptions::new();
         let network =
             twoparty::VatNetwork::new(reader.compat(), writer.compat_write(), Side::Client, options);
