@@ -1,5 +1,5 @@
 //! The socket that OCI runtimes send listeners to: one connection for each, with
-//! descriptors in its first message and a JSON text up to its end. There is no
+//! descriptors in its first message and a JSON text, whose sender may stay. There is no
 //! answer: who sends goes on when it has sent.
 
 use std::io::{self, IoSliceMut};
@@ -12,6 +12,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketFlags, acceptfrom_with, recvmsg,
     sockopt,
 };
+use serde::de::IgnoredAny;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Semaphore;
@@ -182,23 +183,29 @@ impl Broker {
     }
 }
 
-/// Everything up to the end: bytes, and the first message's descriptors.
+/// A whole state, or everything up to the end: bytes, and the first message's descriptors. runc
+/// 1.1 leaves its connection open while the container's process makes calls already.
 async fn read_all(connection: &AsyncFd<OwnedFd>) -> Result<(Vec<u8>, Vec<OwnedFd>), ArrivalError> {
     let (mut json, mut fds) = (Vec::new(), Vec::new());
     loop {
         let mut ready = connection.readable().await?;
         let Ok(received) = ready.try_io(|fd| read_some(fd.get_ref(), &mut json)) else { continue };
         let (count, some) = received?;
-        if count == 0 {
-            return Ok((json, fds));
-        }
         if fds.is_empty() {
             fds = some;
         }
         if json.len() > SECCOMP_STATE_BYTES_MAX {
             return Err(ArrivalError::TooLong);
         }
+        if count == 0 || is_whole(&json) {
+            return Ok((json, fds));
+        }
     }
+}
+
+/// Whether nothing can be missing of a state.
+fn is_whole(json: &[u8]) -> bool {
+    json.trim_ascii_end().last() == Some(&b'}') && serde_json::from_slice::<IgnoredAny>(json).is_ok()
 }
 
 fn read_some(socket: &OwnedFd, json: &mut Vec<u8>) -> io::Result<(usize, Vec<OwnedFd>)> {
