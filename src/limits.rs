@@ -544,6 +544,11 @@ pub const SECCOMP_RULES_FILES_MAX: usize = 64;
 /// writes several times for one change.
 pub const SECCOMP_RULES_SETTLE: Duration = Duration::from_millis(50);
 
+/// How often rules are looked at that cannot be read, or whose changes the kernel does
+/// not tell (a user has 128 inotify instances by default): soon enough for whoever has just
+/// mended them.
+pub const SECCOMP_RULES_RETRY: Duration = Duration::from_secs(2);
+
 /// How long after the last forbidden call a container is ended: what CRI-O gives.
 pub const SECCOMP_STOP_DELAY: Duration = Duration::from_secs(5);
 

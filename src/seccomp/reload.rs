@@ -1,7 +1,7 @@
 //! Rules as they are now: read at the start, and again after every change.
 //!
 //! A change that cannot be used changes nothing: the log says why, and the rules
-//! of before are asked on.
+//! of before are asked on. If there are none yet, every call is refused meanwhile.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,10 +12,11 @@ use std::rc::Rc;
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{sleep, timeout};
 
 use super::broker::Broker;
-use super::rules::Rules;
-use crate::limits::SECCOMP_RULES_SETTLE;
+use super::rules::{Rules, Written};
+use crate::limits::{SECCOMP_RULES_RETRY, SECCOMP_RULES_SETTLE};
 
 /// Bytes of changes that are read at a time. What they are is of no interest.
 const CHANGES_BYTES: usize = 4096;
@@ -24,8 +25,16 @@ const CHANGES_BYTES: usize = 4096;
 pub struct Watch {
     broker: Rc<Broker>,
     path: PathBuf,
-    /// What is in force.
-    rules: Option<Rules>,
+    found: Option<Found>,
+}
+
+/// What there was when it was last looked at.
+#[derive(PartialEq, Eq)]
+struct Found {
+    /// Files that are written again apply again: others may have set rules meanwhile.
+    written: Option<Written>,
+    /// Or why they cannot be used.
+    rules: Result<Rules, String>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -38,46 +47,66 @@ impl Watch {
     /// Reads the rules at `path`, a file or a directory, which need not exist.
     #[must_use]
     pub fn begin(broker: Rc<Broker>, path: PathBuf) -> Self {
-        let mut watch = Self { broker, path, rules: None };
+        let mut watch = Self { broker, path, found: None };
         watch.load();
         watch
     }
 
     /// Follows their changes for ever.
     pub async fn go_on(mut self) {
+        let mut is_told = false;
         loop {
-            let changed = match watch(&self.path) {
-                Ok(changes) => {
-                    // What changed before the watch was there.
-                    self.load();
-                    next(&changes).await
-                }
+            let watched = watch(&self.path);
+            // What changed before the watch was there.
+            self.load();
+            let is_usable = self.found.as_ref().is_some_and(|found| found.rules.is_ok());
+            let changed = match watched {
+                Ok(changes) if is_usable => next(&changes).await,
+                // What keeps them from being read need not be in the directory that is watched.
+                Ok(changes) => timeout(SECCOMP_RULES_RETRY, next(&changes)).await.unwrap_or(Ok(())),
                 Err(error) => Err(error),
             };
-            if let Err(error) = changed {
-                ::log::error!("changes of {} are not followed: {error}", self.path.display());
-                return;
+            match changed {
+                Ok(()) => is_told = false,
+                Err(error) => {
+                    if !is_told {
+                        let (path, period) = (self.path.display(), SECCOMP_RULES_RETRY.as_secs());
+                        ::log::error!("changes of {path} are only looked for every {period} s: {error}");
+                    }
+                    is_told = true;
+                    sleep(SECCOMP_RULES_RETRY).await;
+                }
             }
-            tokio::time::sleep(SECCOMP_RULES_SETTLE).await;
+            sleep(SECCOMP_RULES_SETTLE).await;
         }
     }
 
     fn load(&mut self) {
-        let rules = match Rules::read(&self.path) {
-            Ok(rules) => rules,
-            Err(error) => {
-                ::log::error!("{error}; the seccomp rules stay as they are");
-                return;
-            }
-        };
-        if self.rules.as_ref() == Some(&rules) {
+        // In this order: what is written in between differs the next time.
+        let written = Written::at(&self.path).ok();
+        let rules = Rules::read(&self.path).map_err(|error| error.to_string());
+        let found = Found { written, rules };
+        if self.found.as_ref() == Some(&found) {
             return;
         }
-        match self.broker.set_rules(&rules) {
-            Ok(()) => ::log::info!("{} seccomp rules of {} apply", rules.rules.len(), self.path.display()),
-            Err(error) => ::log::error!("{error}; the other seccomp rules apply"),
+        match &found.rules {
+            Ok(rules) => {
+                self.apply(rules);
+                ::log::info!("{} seccomp rules of {} apply", rules.rules.len(), self.path.display());
+            }
+            Err(error) if self.found.is_none() => {
+                self.apply(&Rules::unreadable());
+                ::log::error!("{error}; until that is mended, every call that is notified fails with ENOSYS");
+            }
+            Err(error) => ::log::error!("{error}; the seccomp rules stay as they are"),
         }
-        self.rules = Some(rules);
+        self.found = Some(found);
+    }
+
+    fn apply(&self, rules: &Rules) {
+        if let Err(error) = self.broker.set_rules(rules) {
+            ::log::error!("{error}; the other seccomp rules apply");
+        }
     }
 }
 
@@ -163,6 +192,33 @@ mod tests {
             until(&broker, &["a", "b"]).await;
             std::fs::remove_dir_all(&directory).unwrap();
             until(&broker, &[]).await;
+        });
+    }
+
+    #[test]
+    fn rules_that_others_set_stay_until_a_file_is_written_again() {
+        let place = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            std::fs::write(place.path().join(".new"), text).unwrap();
+            std::fs::rename(place.path().join(".new"), place.path().join(name)).unwrap();
+        };
+        let (stops, _requests) = tokio::sync::mpsc::unbounded_channel();
+        tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
+            let broker = Broker::new("p", stops);
+            let names = || {
+                let listed = broker.registrations().into_iter();
+                listed.map(|listed| listed.registration.name).collect::<Vec<_>>()
+            };
+            write("a.json", &rule("file"));
+            let mut watch = Watch::begin(Rc::clone(&broker), place.path().to_owned());
+            assert_eq!(names(), ["file"]);
+            broker.set_rules(&Rules::parse(rule("set").as_bytes()).unwrap()).unwrap();
+            write("readme.txt", "no rules");
+            watch.load();
+            assert_eq!(names(), ["set"], "nothing was written that holds rules");
+            write("a.json", &rule("file"));
+            watch.load();
+            assert_eq!(names(), ["file"], "what is written applies, whatever was there before");
         });
     }
 }

@@ -2,7 +2,7 @@
 //! hold. docs/seccomp.md has the format with examples.
 
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use crate::limits::{
 
 /// Where rules are looked for unless the command line says otherwise.
 pub const DIRECTORY: &str = "/etc/podinit/seccomp.d";
+
+/// Name of the rule that there is in place of rules that cannot be read.
+pub const UNREADABLE: &str = "rules cannot be read";
 
 /// The only version of the format.
 const VERSION: u32 = 1;
@@ -280,6 +283,19 @@ impl Rules {
         Ok(all)
     }
 
+    /// In place of rules that cannot be read: one for all calls, before everybody else.
+    /// Each of those rules might have refused a call, and nobody knows which.
+    pub(super) fn unreadable() -> Self {
+        let refuse = Rule {
+            name: UNREADABLE.to_owned(),
+            priority: i32::MIN,
+            needs: Vec::new(),
+            selector: Selector::default(),
+            action: Action::Errno(Errno(libc::ENOSYS)),
+        };
+        Self { version: VERSION, defaults: None, rules: vec![refuse] }
+    }
+
     /// The defaults that they make.
     #[must_use]
     pub fn defaults(&self) -> Defaults {
@@ -365,6 +381,22 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, RulesError> {
     }
     files.sort();
     Ok(files)
+}
+
+/// The rules files at a path, as they were at one moment: each time that one is
+/// written makes another.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Written(Vec<(PathBuf, u64, i64, i64)>);
+
+impl Written {
+    /// As they are now.
+    pub(super) fn at(path: &Path) -> Result<Self, RulesError> {
+        let written = files(path)?.into_iter().map(|path| match std::fs::metadata(&path) {
+            Ok(found) => Ok((path, found.ino(), found.ctime(), found.ctime_nsec())),
+            Err(source) => Err(RulesError::Read { path, source }),
+        });
+        written.collect::<Result<_, _>>().map(Self)
+    }
 }
 
 fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
