@@ -528,6 +528,10 @@ pub const SECCOMP_FAILURES_IN_A_ROW_MAX: u32 = 5;
 /// See [`SECCOMP_FAILURES_IN_A_ROW_MAX`].
 pub const SECCOMP_SUSPENSION: Duration = Duration::from_secs(1);
 
+/// How often the log is told of a plugin's failures at calls of one container; the
+/// statistics count all. The log is lossy, and a container can make any number fail.
+pub const SECCOMP_FAILURE_LOG_PERIOD: Duration = Duration::from_secs(10);
+
 /// Different system calls that are counted by name for one container or plugin;
 /// more are counted together. There are some 450.
 pub const SECCOMP_COUNTED_CALLS_MAX: usize = 512;

@@ -1,4 +1,4 @@
-//! Rules in files: what happens while they cannot be used.
+//! Rules in files: what happens while they cannot be used, and what the log is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails, fails its test")]
 
 mod common;
@@ -11,11 +11,14 @@ use std::process::Command;
 use std::sync::{Mutex, Once};
 
 use common::{Options, Place, Pod, eventually};
+use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use nix::unistd::{getpgid, mkfifo};
+use podinit::seccomp::plugin::{PluginFailure, Registration};
 use podinit::seccomp::rules::UNREADABLE;
 use podinit::seccomp::start;
-use seccomp_target::{MKDIR, Own};
+use podinit::seccomp::verdict::OnFailure;
+use seccomp_target::{MKDIR, Own, failure, notify_with, registration, state};
 
 const CALLS: [&str; 1] = ["getpgid"];
 
@@ -182,4 +185,38 @@ fn a_file_that_is_not_there_has_no_rules_until_it_is() {
     assert!(asked(&own).is_empty());
     fs::write(own.directory.path().join("later.json"), rules("file", r#""deny""#)).unwrap();
     eventually(|| asked(&own) == ["file"]);
+}
+
+#[test]
+fn the_log_is_told_once_of_what_a_container_does_again_and_again() {
+    keep_log();
+    let own = Own::start();
+    let twenty_calls = || (0..20).map(|_| getpgid(None)).collect::<Vec<_>>();
+    own.rules(r#"{"name": "d", "match": {"containers": ["denied-1", "denied-2"]}, "do": "deny"}, {"name": "n", "do": "notifierAction"}"#);
+    for container in ["denied-1", "denied-2"] {
+        let said = own.thread_of(container, &CALLS, twenty_calls).join().unwrap();
+        assert_eq!(said, [Err(Errno::EPERM); 20]);
+        assert_eq!(lines(&["seccomp denies getpgid", container]), 1);
+    }
+
+    let mut of_container: serde_json::Value = serde_json::from_str(&state("annotated")).unwrap();
+    of_container["state"]["annotations"] = serde_json::json!({ "seccomp-notifier-action.crio.io": "log" });
+    let (socket, calls) = (own.socket(), CALLS.map(str::to_owned));
+    let annotated = std::thread::spawn(move || {
+        notify_with(&socket, &of_container.to_string(), &calls);
+        twenty_calls()
+    });
+    assert_eq!(annotated.join().unwrap(), [Err(Errno::ENOSYS); 20]);
+    assert_eq!(lines(&["blocked system call getpgid", "annotated"]), 1);
+
+    let broken = Registration { on_failure: OnFailure::Errno(libc::EIO), ..registration("broken", &CALLS) };
+    own.plugin(broken, |_, _| failure(PluginFailure::Failed("again".to_owned())));
+    for container in ["failed-1", "failed-2"] {
+        // Not so many that it is not asked any more.
+        let said = own.thread_of(container, &CALLS, || [getpgid(None), getpgid(None)]).join().unwrap();
+        assert_eq!(said, [Err(Errno::EIO); 2]);
+        assert_eq!(lines(&["seccomp plugin broken", container]), 1);
+    }
+    let stats = own.stats();
+    assert_eq!(stats.plugins.iter().find(|plugin| plugin.name == "broken").unwrap().failures, 4);
 }

@@ -178,7 +178,9 @@ impl Pending {
             Err(PluginFailure::Suspended) => return policy.verdict(),
             Err(failure) => {
                 let (name, call, container) = (&route.name, notification.call(), &notification.container);
-                ::log::warn!("seccomp plugin {name}, {call} of {container}: {failure}; doing {policy:?}");
+                if route.counters.is_to_be_told(container, Instant::now()) {
+                    ::log::warn!("seccomp plugin {name}, {call} of {container}: {failure}; doing {policy:?}");
+                }
                 policy.verdict()
             }
         };

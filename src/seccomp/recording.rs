@@ -44,14 +44,17 @@ pub struct Recorded {
 }
 
 impl Recordings {
-    /// Counts a call of `container`.
-    pub(super) fn add(&self, container: &str, call: &Call) {
+    /// Counts a call of `container`. Whether it is the first of its kind there; those
+    /// beyond the limit are none.
+    pub(super) fn add(&self, container: &str, call: &Call) -> bool {
         let mut containers = self.containers.borrow_mut();
         if let Some(calls) = containers.get_mut(container) {
             let is_known = calls.contains_key(&(call.arch, call.syscall));
-            if is_known || calls.len() < SECCOMP_COUNTED_CALLS_MAX {
+            let is_counted = is_known || calls.len() < SECCOMP_COUNTED_CALLS_MAX;
+            if is_counted {
                 *calls.entry((call.arch, call.syscall)).or_default() += 1;
             }
+            is_counted && !is_known
         } else {
             let mut order = self.order.borrow_mut();
             if order.len() >= SECCOMP_SESSIONS_MAX
@@ -62,6 +65,7 @@ impl Recordings {
             order.push_back(container.to_owned());
             let calls = BTreeMap::from([((call.arch, call.syscall), 1)]);
             containers.insert(container.to_owned(), calls);
+            true
         }
     }
 
@@ -131,6 +135,17 @@ mod tests {
         assert_eq!(recordings.list(None).len(), 2);
         let empty = Recording { container: String::new(), calls: Vec::new() };
         assert_eq!(empty.profile()["syscalls"], json!([]));
+    }
+
+    #[test]
+    fn a_container_with_many_calls_leaves_the_first_of_another_its_place() {
+        let recordings = Recordings::default();
+        let call = |syscall| Call { arch: Architecture::X86_64.audit(), syscall, args: [0; 6] };
+        let of_one = (0..2000).filter(|number| recordings.add("one", &call(*number))).count();
+        assert_eq!(of_one, SECCOMP_COUNTED_CALLS_MAX);
+        assert!(!recordings.add("one", &call(0)));
+        assert!(recordings.add("another", &call(0)));
+        assert!(!recordings.add("another", &call(0)));
     }
 
     #[test]

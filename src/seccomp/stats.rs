@@ -6,11 +6,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::syscall::name;
 use super::verdict::VerdictKind;
-use crate::limits::SECCOMP_COUNTED_CALLS_MAX;
+use crate::limits::{SECCOMP_COUNTED_CALLS_MAX, SECCOMP_FAILURE_LOG_PERIOD};
 
 /// Classes of a [`Histogram`]: the last one is everything from 2^22 µs (4 s) on.
 pub const CLASSES: usize = 24;
@@ -66,9 +69,24 @@ pub struct Counters {
     pub suspended: Cell<u64>,
     /// Calls whose target was interrupted or ended before its verdict was carried out.
     pub interrupted: Cell<u64>,
+    /// When the log was last told of a failure, by container.
+    told: RefCell<HashMap<Rc<str>, Instant>>,
 }
 
 impl Counters {
+    /// Whether the log shall have a line about a failure at a call of `container`: one
+    /// for each call would push out what it says of everybody else.
+    pub(super) fn is_to_be_told(&self, container: &Rc<str>, now: Instant) -> bool {
+        let is_recent = |then: &Instant| now.duration_since(*then) < SECCOMP_FAILURE_LOG_PERIOD;
+        let mut told = self.told.borrow_mut();
+        if told.get(container).is_some_and(is_recent) {
+            return false;
+        }
+        told.retain(|_, then| is_recent(then));
+        told.insert(Rc::clone(container), now);
+        true
+    }
+
     /// Counts a verdict on call `syscall` of `arch`.
     pub(super) fn said(&self, arch: u32, syscall: i32, verdict: VerdictKind, took: Duration) {
         let mut calls = self.calls.borrow_mut();
@@ -178,6 +196,20 @@ mod tests {
         assert_eq!(histogram.total(), 8);
         assert_eq!(histogram.below(50), 4);
         assert_eq!(Histogram::default().below(99), 0);
+    }
+
+    #[test]
+    fn the_log_is_told_of_failures_at_times_for_each_container() {
+        let (counters, began) = (Counters::default(), Instant::now());
+        let (one, another) = (Rc::from("one"), Rc::from("another"));
+        let told = |container, after| counters.is_to_be_told(container, began + after);
+        assert!(told(&one, Duration::ZERO));
+        assert!(!told(&one, SECCOMP_FAILURE_LOG_PERIOD / 2));
+        assert!(told(&another, SECCOMP_FAILURE_LOG_PERIOD / 2));
+        assert!(told(&one, SECCOMP_FAILURE_LOG_PERIOD));
+        // What is long ago takes no memory.
+        assert!(told(&one, 3 * SECCOMP_FAILURE_LOG_PERIOD));
+        assert_eq!(counters.told.borrow().len(), 1);
     }
 
     #[test]

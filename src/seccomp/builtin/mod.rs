@@ -1,8 +1,6 @@
 //! What decides without a plugin: the actions of rules.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::broker::Broker;
@@ -14,7 +12,6 @@ use super::select::Call;
 use super::syscall;
 use super::target::Target;
 use super::verdict::{OnFailure, Verdict};
-use crate::limits::SECCOMP_COUNTED_CALLS_MAX;
 
 pub mod connect;
 pub mod stop;
@@ -63,7 +60,7 @@ impl Plugin for Constant {
 /// `EPERM`, and a line in the log for the first of its kind.
 #[derive(Default)]
 struct Deny {
-    told: RefCell<BTreeSet<(Rc<str>, u32, i32)>>,
+    seen: Recordings,
 }
 
 impl Plugin for Deny {
@@ -72,12 +69,9 @@ impl Plugin for Deny {
     }
 
     fn at_once(&self, session: &Session, call: &Call) -> Option<Verdict> {
-        let mut told = self.told.borrow_mut();
-        let kind = (Rc::clone(&session.container), call.arch, call.syscall);
-        if told.len() < SECCOMP_COUNTED_CALLS_MAX && !told.contains(&kind) {
+        if self.seen.add(&session.container, call) {
             let name = syscall::name(call.arch, call.syscall).unwrap_or_else(|| call.syscall.to_string());
             ::log::warn!("seccomp denies {name} to container {}", session.container);
-            told.insert(kind);
         }
         Some(Verdict::Errno(libc::EPERM))
     }

@@ -13,6 +13,7 @@ use super::never_asked;
 use crate::limits::{SECCOMP_COUNTED_CALLS_MAX, SECCOMP_STOP_DELAY};
 use crate::seccomp::notification::{Notification, Session};
 use crate::seccomp::plugin::{Decision, Plugin};
+use crate::seccomp::recording::Recordings;
 use crate::seccomp::rules::StopContainer;
 use crate::seccomp::select::Call;
 use crate::seccomp::syscall;
@@ -104,15 +105,16 @@ impl Plugin for Stopper {
 }
 
 /// The action `notifierAction`: what CRI-O itself does for its annotation. The
-/// call fails with `ENOSYS` and the log says so; with the value `stop` the
-/// container is ended. Containers without the annotation are none of its business.
+/// call fails with `ENOSYS` and the log says so, for the first of its kind; with the
+/// value `stop` the container is ended. Containers without the annotation are none of its business.
 pub(crate) struct Notifier {
     doomed: Rc<Doomed>,
+    seen: Recordings,
 }
 
 impl Notifier {
     pub(crate) fn new(stops: UnboundedSender<StopRequest>) -> Self {
-        Self { doomed: Doomed::new(SECCOMP_STOP_DELAY, stops) }
+        Self { doomed: Doomed::new(SECCOMP_STOP_DELAY, stops), seen: Recordings::default() }
     }
 }
 
@@ -123,8 +125,10 @@ impl Plugin for Notifier {
 
     fn at_once(&self, session: &Session, call: &Call) -> Option<Verdict> {
         let Some(action) = action(&session.annotations) else { return Some(Verdict::Pass) };
-        let name = syscall::name(call.arch, call.syscall).unwrap_or_else(|| call.syscall.to_string());
-        ::log::warn!("seccomp blocked system call {name} in container {}", session.container);
+        if self.seen.add(&session.container, call) {
+            let name = syscall::name(call.arch, call.syscall).unwrap_or_else(|| call.syscall.to_string());
+            ::log::warn!("seccomp blocked system call {name} in container {}", session.container);
+        }
         if action == "stop" {
             self.doomed.note(&session.container, call);
         }
