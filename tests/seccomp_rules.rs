@@ -148,6 +148,7 @@ fn a_rules_file_that_breaks_later_leaves_the_rules_of_before() {
     let own = started("rules.json", |place| {
         fs::write(place.join("rules.json"), rules("file", r#"{"return": 8}"#)).unwrap();
     });
+    assert_eq!(asked(&own), ["file"]);
     let path = own.directory.path().join("rules.json");
     fs::write(&path, "{oops").unwrap();
     eventually(|| lines(&[path.to_str().unwrap(), "stay as they are"]) > 0);
