@@ -168,9 +168,11 @@ fn a_fifo_among_the_rules_does_not_hold_the_broker_up() {
 
 #[test]
 fn rules_at_a_path_that_cannot_be_watched_apply_when_it_is_mended() {
+    keep_log();
     let own = started("loop", |place| symlink("loop", place.join("loop")).unwrap());
     assert_eq!(asked(&own), [UNREADABLE]);
     let path = own.directory.path().join("loop");
+    eventually(|| lines(&[path.to_str().unwrap(), "only looked for"]) == 1);
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     fs::write(path.join("a.json"), rules("first", r#""deny""#)).unwrap();
