@@ -58,7 +58,8 @@ struct RegistrationRequest {
   # and waits for no other. More: what waits is sent together, and answered
   # together, so that a slow one must be put off (`later`).
   callsMax @8 :UInt16;
-  # Calls of `decide` in flight. 0 = the monitor's maximum.
+  # Calls of `decide` in flight. 0 = the monitor's maximum. Where there can be more
+  # than one notification, those of one container are at most half of them.
   decode @9 :Bool;
   # Bring what the arguments of well-known system calls point to: paths, socket
   # addresses. It was copied once, when the call was received.
@@ -162,8 +163,9 @@ interface SeccompPlugin {
   observe @4 (records :List(Record), lost :UInt64) -> ();
   # For an observer. The next call comes when this one has been answered. `lost`:
   # records that did not fit in between, since the last call. With `decode` or
-  # `reads`, calls wait until their memory has been copied, and for nothing else;
-  # of an observer that lets 16 MiB of it wait, the oldest is dropped (`failed`).
+  # `reads`, calls with such memory wait until it has been copied, for a second at
+  # most, and for nothing else; what was not copied by then is missing. Of an
+  # observer that lets 16 MiB of it wait, the oldest is dropped (`failed`).
 }
 
 struct Host {

@@ -607,6 +607,10 @@ const _: () =
 /// answer. 40 notifications with all that `reads` can ask for, or 4096 paths.
 pub const PLUGIN_MEMORY_BYTES_MAX: usize = 16 << 20;
 
+/// How long a call waits, in line and until it is done, for its memory to be copied for
+/// an observer. What answers at all does so in less than a millisecond.
+pub const PLUGIN_COPY_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Pointers in pointers of such a message: ours nest five deep.
 pub const PLUGIN_MESSAGE_NESTING_MAX: i32 = 16;
 

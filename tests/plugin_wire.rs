@@ -472,6 +472,47 @@ fn a_plugin_that_stalls_costs_a_bounded_memory() {
     });
 }
 
+/// Refuses the calls of container `another`, and does not answer others.
+struct Holds;
+
+impl Plugin for Holds {
+    async fn decide(&self, call: Call) -> Verdict {
+        if call.notification.container == "another" {
+            return Verdict::Errno(30);
+        }
+        std::future::pending().await
+    }
+}
+
+#[test]
+fn memory_of_calls_that_are_not_decided_leaves_room_for_other_containers() {
+    const CALLS: usize = 60;
+    let own = Own::start();
+    let path = serve(&own);
+    let request = Request {
+        decode: false,
+        reads: most_reads(),
+        deadline_ms: 60_000,
+        on_failure: OnFailure::Errno(62),
+        ..Request::new("p", &SEEK)
+    };
+    let plugin = plugged(&own, &path, request, || Holds);
+    let address = memory();
+    let hostile = own.thread(&SEEK, move || {
+        let seek = move || seek(address).unwrap_err().raw_os_error();
+        let spawn = || std::thread::Builder::new().stack_size(128 << 10).spawn(seek).unwrap();
+        let threads: Vec<_> = (0..CALLS).map(|_| spawn()).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    // Theirs would be 22 MiB of memory.
+    own.until("all of them wait", |stats| stats.open == CALLS);
+    let answers = own.thread_of("another", &SEEK, move || [(); 20].map(|()| seek(address)));
+    assert_eq!(answers.join().unwrap(), [Err(rustix::io::Errno::ROFS); 20]);
+    assert_eq!(own.stats().open, CALLS);
+    drop(plugin);
+    assert_eq!(hostile.join().unwrap(), [62; CALLS]);
+}
+
 /// Sends what it was brought.
 struct Shows(mpsc::Sender<(usize, bool)>);
 

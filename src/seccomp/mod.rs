@@ -32,6 +32,7 @@ pub mod reload;
 mod route;
 pub mod rules;
 pub mod select;
+pub(crate) mod share;
 pub mod state;
 pub mod stats;
 pub mod syscall;

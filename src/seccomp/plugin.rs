@@ -28,7 +28,8 @@ pub struct Registration {
     pub on_failure: OnFailure,
     /// Whether [`Verdict::Continue`] is taken from it; else that is a failure.
     pub allow_continue: bool,
-    /// How many calls it is asked about at a time; more wait in line. 0 is
+    /// How many calls it is asked about at a time; more wait in line, and those of one
+    /// container as soon as they are half of it. 0 is
     /// [`crate::limits::SECCOMP_IN_FLIGHT_DEFAULT`].
     pub in_flight_max: usize,
 }

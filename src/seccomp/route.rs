@@ -5,12 +5,13 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::notification::Notification;
 use super::plugin::{Plugin, PluginFailure, Registration};
 use super::select::{Matcher, SelectError};
+use super::share::Shares;
 use super::stats::{Counters, count};
 use super::target::Target;
 use super::verdict::Verdict;
@@ -36,7 +37,7 @@ pub(super) struct Route {
     pub(super) needs: Vec<String>,
     /// Whether all of them are registered.
     pub(super) has_needs: Cell<bool>,
-    permits: Semaphore,
+    permits: Rc<Shares>,
     in_a_row: Cell<u32>,
     suspended_until: Cell<Option<Instant>>,
     gone: watch::Sender<bool>,
@@ -59,7 +60,7 @@ impl Route {
         registration.deadline = registration.deadline.clamp(Duration::from_millis(1), SECCOMP_DEADLINE_MAX);
         let at_a_time = match registration.in_flight_max {
             0 => SECCOMP_IN_FLIGHT_DEFAULT,
-            given => given.min(Semaphore::MAX_PERMITS),
+            given => given,
         };
         Ok(Self {
             id,
@@ -71,7 +72,7 @@ impl Route {
             is_plugin: true,
             needs: Vec::new(),
             has_needs: Cell::new(true),
-            permits: Semaphore::new(at_a_time),
+            permits: Shares::new(at_a_time),
             in_a_row: Cell::new(0),
             suspended_until: Cell::new(None),
             gone: watch::channel(false).0,
@@ -95,8 +96,7 @@ impl Route {
         let deadline = self.registration.deadline;
         let touched = target.clone();
         let answer = async {
-            // The semaphore is never closed.
-            let _permit = self.permits.acquire().await.map_err(|_| PluginFailure::Gone)?;
+            let _permit = self.permits.acquire(&notification.container, 1).await;
             self.plugin.decide(notification, target).await
         };
         let mut gone = self.gone.subscribe();

@@ -4,15 +4,14 @@
 //! A plugin that does not answer costs its own verdicts and a bounded number of
 //! messages: a call of its interface counts until it is answered, even if nobody
 //! waits for the verdicts any more, and beyond `callsMax` such calls nothing is
-//! sent. The memory that comes with them is bounded the same way. Whoever waits in
-//! line meanwhile gives up at the deadline.
+//! sent. The memory that comes with them is bounded the same way, and containers
+//! share it. Whoever waits in line meanwhile gives up at the deadline.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::descriptors::{Owner, Tickets};
 use super::target::TargetServer;
@@ -25,6 +24,7 @@ use crate::rpc::schema::plugin_capnp as wire;
 use crate::seccomp::decode::Decoded;
 use crate::seccomp::notification::{Notification, Session, SessionId};
 use crate::seccomp::plugin::{Decision, Plugin, PluginFailure};
+use crate::seccomp::share::{Permit, Shares};
 use crate::seccomp::target::Target;
 use crate::seccomp::verdict::Verdict;
 
@@ -55,7 +55,7 @@ pub(super) struct Remote {
     open: RefCell<HashMap<CallKey, Open>>,
     queue: RefCell<VecDeque<Queued>>,
     /// Bytes of memory that may be copied for it yet.
-    memory: Arc<Semaphore>,
+    memory: Rc<Shares>,
     /// Calls of `decide` that are not answered.
     calls: Cell<usize>,
 }
@@ -86,7 +86,7 @@ struct Queued {
     decoded: Vec<Decoded>,
     reply: Reply,
     /// What it takes of [`Remote::memory`], until the plugin has answered.
-    _room: OwnedSemaphorePermit,
+    _room: Option<Permit>,
 }
 
 impl Queued {
@@ -140,7 +140,7 @@ impl Remote {
             known: RefCell::default(),
             open: RefCell::default(),
             queue: RefCell::default(),
-            memory: Arc::new(Semaphore::new(PLUGIN_MEMORY_BYTES_MAX)),
+            memory: Shares::new(PLUGIN_MEMORY_BYTES_MAX),
             calls: Cell::new(0),
         })
     }
@@ -249,12 +249,14 @@ impl Remote {
     ) -> Result<Verdict, PluginFailure> {
         let reads = self.wanted.of(&notification);
         let most = reads.iter().map(|read| read.bytes_max(&notification)).sum::<usize>();
-        // The semaphore is never closed.
-        let room = Arc::clone(&self.memory).acquire_many_owned(u32::try_from(most).unwrap_or(u32::MAX));
-        let mut room = room.await.map_err(|_| PluginFailure::Gone)?;
+        let mut room = match most {
+            0 => None,
+            most => Some(self.memory.acquire(&notification.container, most).await),
+        };
         let decoded = copy(reads, &notification, &target).await;
-        let used = decoded.iter().map(Decoded::bytes).sum::<usize>();
-        drop(room.split(most.saturating_sub(used)));
+        if let Some(room) = &mut room {
+            room.keep(decoded.iter().map(Decoded::bytes).sum());
+        }
         // A change of the sessions may be on its way to us still.
         if !self.known.borrow().contains(&notification.session)
             && let Some(session) = (self.sessions)().iter().find(|one| one.id == notification.session)

@@ -3,6 +3,8 @@
 //! Memory can be read only while a call waits. Where it is wanted, a plugin that
 //! has no opinion is registered before all others: it copies the memory, and what
 //! it copied is joined to the observation, which comes when the call is answered.
+//! Calls that have no such memory go on at once, and those whose memory does not
+//! answer do so after [`PLUGIN_COPY_TIMEOUT`].
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -12,16 +14,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::remote::CallKey;
 use super::translate;
 use crate::limits::{
-    PLUGIN_GATHERED_BYTES_MAX, PLUGIN_MEMORY_BYTES_MAX, PLUGIN_READ_BYTES_MAX, SECCOMP_DEADLINE_MAX,
+    PLUGIN_COPY_TIMEOUT, PLUGIN_GATHERED_BYTES_MAX, PLUGIN_MEMORY_BYTES_MAX, PLUGIN_READ_BYTES_MAX,
     SECCOMP_TAP_QUEUE_MAX,
 };
 use crate::rpc::schema::plugin_capnp as wire;
 use crate::seccomp::Broker;
 use crate::seccomp::broker::{RegisterError, Registered};
 use crate::seccomp::decode::{Content, Decoded, Read, well_known};
-use crate::seccomp::notification::Notification;
+use crate::seccomp::notification::{Notification, Session};
 use crate::seccomp::plugin::{Decision, Plugin, Registration};
-use crate::seccomp::select::Selector;
+use crate::seccomp::select::{Call, Selector};
+use crate::seccomp::syscall;
 use crate::seccomp::tap::{Observation, Observer, Outcome};
 use crate::seccomp::target::Target;
 use crate::seccomp::verdict::{OnFailure, Verdict};
@@ -47,6 +50,12 @@ impl Wanted {
         };
         reads.extend(&self.reads);
         reads
+    }
+
+    /// Whether there is no memory of this call to be copied.
+    fn is_nothing_of(&self, call: &Call) -> bool {
+        let name = || syscall::name(call.arch, call.syscall);
+        self.reads.is_empty() && !(self.decode && name().is_some_and(|name| !well_known(&name).is_empty()))
     }
 
     fn is_nothing(&self) -> bool {
@@ -122,6 +131,10 @@ impl Plugin for Copier {
             Ok(Verdict::Pass)
         })
     }
+
+    fn at_once(&self, _: &Session, call: &Call) -> Option<Verdict> {
+        self.wanted.is_nothing_of(call).then_some(Verdict::Pass)
+    }
 }
 
 /// An observer, and what it observed.
@@ -164,7 +177,7 @@ impl Watch {
                 name: name.to_owned(),
                 selector,
                 priority: i32::MIN,
-                deadline: SECCOMP_DEADLINE_MAX,
+                deadline: PLUGIN_COPY_TIMEOUT,
                 on_failure: OnFailure::Next,
                 allow_continue: false,
                 // What is being copied is bounded as what was copied is.
@@ -252,6 +265,19 @@ fn set_record(mut to: wire::record::Builder<'_>, observation: &Observation, deco
 mod tests {
     use super::*;
     use crate::seccomp::notification::SessionId;
+    use crate::seccomp::syscall::{Architecture, number};
+
+    #[test]
+    fn calls_without_memory_are_not_waited_for() {
+        let decode = Wanted { decode: true, reads: Vec::new() };
+        let reads = Wanted { decode: false, reads: vec![Read::Text { argument: 0, max: 1 }] };
+        let call = |name| {
+            let native = Architecture::NATIVE;
+            Call { arch: native.audit(), syscall: number(name, native).unwrap(), args: [1; 6] }
+        };
+        assert!(decode.is_nothing_of(&call("getppid")) && !decode.is_nothing_of(&call("mkdirat")));
+        assert!(!reads.is_nothing_of(&call("getppid")));
+    }
 
     #[test]
     fn copies_that_nobody_fetches_are_bounded() {
