@@ -522,8 +522,8 @@ pub const SECCOMP_WORKER_STACK_BYTES: usize = 64 << 10;
 /// which its file systems can hold up. Who has as many gets no more.
 pub const SECCOMP_CLOSES_MAX: usize = 256;
 
-/// Failures in a row after which a plugin is not asked for a while; and how long.
-/// One call then tries again.
+/// Failures in a row at one container's calls after which a plugin is not asked about them
+/// for a while; and how long. One call then tries again.
 pub const SECCOMP_FAILURES_IN_A_ROW_MAX: u32 = 5;
 /// See [`SECCOMP_FAILURES_IN_A_ROW_MAX`].
 pub const SECCOMP_SUSPENSION: Duration = Duration::from_secs(1);

@@ -4,9 +4,12 @@
 
 mod seccomp_target;
 
-use podinit::seccomp::plugin::Registration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use podinit::seccomp::plugin::{PluginFailure, Registration};
 use podinit::seccomp::verdict::{OnFailure, Verdict};
-use seccomp_target::{Own, never, ready, registration};
+use seccomp_target::{Own, failure, never, ready, registration};
 
 const PGID: [&str; 1] = ["getpgid"];
 
@@ -56,4 +59,32 @@ fn calls_of_one_container_all_have_their_turn() {
         let answers = own.thread_of("another", &PGID, || pgids(CALLS)).join().unwrap();
         assert_eq!(answers, [Ok(7); CALLS], "{in_flight_max} at a time");
     }
+}
+
+#[test]
+fn a_plugin_that_fails_at_one_containers_calls_is_asked_about_the_others() {
+    const CALLS: usize = 200;
+    let own = Own::start();
+    let on_failure = OnFailure::Errno(libc::EIO);
+    own.plugin(Registration { on_failure, ..registration("p", &PGID) }, |notification, _| {
+        if &*notification.container == "another" {
+            return ready(Verdict::Return(7));
+        }
+        failure(PluginFailure::Failed("what this container passed".into()))
+    });
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let hostile = own.thread(&PGID, move || {
+        while !over.load(Ordering::Relaxed) {
+            assert_eq!(pgid(), Err(nix::errno::Errno::EIO));
+        }
+    });
+    own.until("it is not asked any more", |stats| stats.plugins[0].suspended > 0);
+    let answers = own.thread_of("another", &PGID, || [(); CALLS].map(|()| pgid())).join().unwrap();
+    assert_eq!(answers, [Ok(7); CALLS]);
+    // What went well elsewhere did not end it.
+    let before = own.stats().plugins[0].suspended;
+    own.until("it is not asked still", |stats| stats.plugins[0].suspended > before);
+    is_over.store(true, Ordering::Relaxed);
+    hostile.join().unwrap();
 }

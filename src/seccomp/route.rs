@@ -1,7 +1,8 @@
 //! A registration, as the broker asks it: in its turn, within its deadline, and
-//! not at all for a while if it has failed too often.
+//! not at all for a while about a container at whose calls it has failed too often.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use super::stats::{Counters, count};
 use super::target::Target;
 use super::verdict::Verdict;
 use crate::limits::{
-    SECCOMP_DEADLINE_MAX, SECCOMP_FAILURES_IN_A_ROW_MAX, SECCOMP_IN_FLIGHT_DEFAULT, SECCOMP_SUSPENSION,
+    SECCOMP_DEADLINE_MAX, SECCOMP_FAILURES_IN_A_ROW_MAX, SECCOMP_IN_FLIGHT_DEFAULT, SECCOMP_SESSIONS_MAX,
+    SECCOMP_SUSPENSION,
 };
 
 /// A registration's number; not used again.
@@ -38,9 +40,15 @@ pub(super) struct Route {
     /// Whether all of them are registered.
     pub(super) has_needs: Cell<bool>,
     permits: Rc<Shares>,
-    in_a_row: Cell<u32>,
-    suspended_until: Cell<Option<Instant>>,
+    /// Containers at whose last call it has failed.
+    failures: RefCell<HashMap<Rc<str>, Failures>>,
     gone: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Failures {
+    in_a_row: u32,
+    suspended_until: Option<Instant>,
 }
 
 impl std::fmt::Debug for Route {
@@ -73,8 +81,7 @@ impl Route {
             needs: Vec::new(),
             has_needs: Cell::new(true),
             permits: Shares::new(at_a_time),
-            in_a_row: Cell::new(0),
-            suspended_until: Cell::new(None),
+            failures: RefCell::default(),
             gone: watch::channel(false).0,
         })
     }
@@ -90,13 +97,11 @@ impl Route {
         notification: Rc<Notification>,
         target: Target,
     ) -> Result<Verdict, PluginFailure> {
-        if self.is_plugin {
-            self.refuse_if_suspended()?;
-        }
+        let container = Rc::clone(&notification.container);
+        self.refuse_if_suspended(&container)?;
         let deadline = self.registration.deadline;
-        let touched = target.clone();
         let answer = async {
-            let _permit = self.permits.acquire(&notification.container, 1).await;
+            let _permit = self.permits.acquire(&container, 1).await;
             self.plugin.decide(notification, target).await
         };
         let mut gone = self.gone.subscribe();
@@ -106,7 +111,7 @@ impl Route {
             _ = gone.wait_for(|gone| *gone) => Err(PluginFailure::Gone),
         };
         let checked = answer.and_then(|verdict| self.check(verdict));
-        self.note(checked.as_ref().err(), touched.is_slow());
+        self.note(&container, checked.as_ref().err());
         checked
     }
 
@@ -115,42 +120,49 @@ impl Route {
         self.registration.check(verdict)
     }
 
-    fn refuse_if_suspended(&self) -> Result<(), PluginFailure> {
-        let Some(until) = self.suspended_until.get() else { return Ok(()) };
+    fn refuse_if_suspended(&self, container: &str) -> Result<(), PluginFailure> {
+        let mut failures = self.failures.borrow_mut();
+        let Some(until) = failures.get_mut(container).and_then(|of_it| of_it.suspended_until.as_mut()) else {
+            return Ok(());
+        };
         let now = Instant::now();
-        if now < until {
+        if now < *until {
             count(&self.counters.suspended);
             return Err(PluginFailure::Suspended);
         }
-        // This call tries; the others wait for how it goes.
-        self.suspended_until.set(Some(now + SECCOMP_SUSPENSION));
+        // This call tries; the container's others wait for how it goes.
+        *until = now + SECCOMP_SUSPENSION;
         Ok(())
     }
 
-    fn note(&self, failure: Option<&PluginFailure>, is_target_slow: bool) {
+    fn note(&self, container: &Rc<str>, failure: Option<&PluginFailure>) {
+        let mut failures = self.failures.borrow_mut();
         match failure {
             None => {
-                self.in_a_row.set(0);
-                self.suspended_until.set(None);
+                failures.remove(container);
                 return;
             }
             Some(PluginFailure::Deadline(_)) => count(&self.counters.time_outs),
             Some(_) => count(&self.counters.failures),
         }
-        // One container's doing must not cost the others their verdicts. A rule has no other failures.
-        if !self.is_plugin || is_target_slow {
+        // What a rule fails at is always the container's own doing.
+        if !self.is_plugin {
             return;
         }
-        self.in_a_row.set(self.in_a_row.get().saturating_add(1));
-        if self.in_a_row.get() >= SECCOMP_FAILURES_IN_A_ROW_MAX {
-            if self.suspended_until.get().is_none() {
-                let name = &self.name;
+        // Those of containers that are gone stay; what is forgotten is counted anew.
+        if failures.len() >= SECCOMP_SESSIONS_MAX {
+            failures.clear();
+        }
+        let of_it = failures.entry(Rc::clone(container)).or_default();
+        of_it.in_a_row = of_it.in_a_row.saturating_add(1);
+        if of_it.in_a_row >= SECCOMP_FAILURES_IN_A_ROW_MAX {
+            let until = Instant::now() + SECCOMP_SUSPENSION;
+            if of_it.suspended_until.replace(until).is_none() {
+                let (name, times) = (&self.name, of_it.in_a_row);
                 ::log::warn!(
-                    "seccomp plugin {name} failed {} times in a row; pausing it",
-                    self.in_a_row.get()
+                    "seccomp plugin {name} failed at {times} calls of {container} in a row; it is not asked about them for a while"
                 );
             }
-            self.suspended_until.set(Some(Instant::now() + SECCOMP_SUSPENSION));
         }
     }
 }

@@ -9,7 +9,6 @@
 //!
 //! A target is of use until its call is answered; then everything is refused.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,8 +47,6 @@ pub struct Target {
     call: Weak<OpenCall>,
     container: Rc<str>,
     workers: Workers,
-    /// Looks and changes that have not come to an end.
-    under_way: Rc<Cell<usize>>,
 }
 
 /// Why a target could not be read or changed.
@@ -196,17 +193,11 @@ impl OpenCall {
 
 impl Target {
     pub(super) fn new(call: &Rc<OpenCall>, container: &Rc<str>, workers: Workers) -> Self {
-        Self { call: Rc::downgrade(call), container: Rc::clone(container), workers, under_way: Rc::default() }
+        Self { call: Rc::downgrade(call), container: Rc::clone(container), workers }
     }
 
     fn call(&self) -> Result<Rc<OpenCall>, TargetError> {
         self.call.upgrade().ok_or(TargetError::Gone)
-    }
-
-    /// Whether something that was to be done to it has not come to an end: it is the
-    /// target then that makes whoever asked for it late.
-    pub(super) fn is_slow(&self) -> bool {
-        self.under_way.get() > 0
     }
 
     /// Whether its call still waits for an answer.
@@ -265,9 +256,7 @@ impl Target {
         work: impl FnOnce(&OpenCall) -> Result<T, TargetError> + Send + 'static,
     ) -> Result<T, TargetError> {
         let call = OpenCall::clone(&*self.call()?);
-        self.under_way.set(self.under_way.get() + 1);
         let done = self.workers.run(&self.container, move || work(&call)).await;
-        self.under_way.set(self.under_way.get() - 1);
         self.call()?;
         done.map_err(fail(doing))?
     }
