@@ -157,6 +157,36 @@ fn a_verdict_that_is_put_off_may_come_first() {
     }
 }
 
+/// Gives another verdict when it has given one.
+struct SaysTwo(RefCell<Option<Rc<Plugged>>>);
+
+impl Plugin for SaysTwo {
+    async fn decide(&self, call: Call) -> Verdict {
+        let plugged = Rc::clone(self.0.borrow().as_ref().unwrap());
+        let answer = [(call.notification.session, call.notification.id, Verdict::Errno(30))];
+        assert_eq!(plugged.answer(&answer).await.unwrap(), 0);
+        Verdict::Errno(13)
+    }
+}
+
+#[test]
+fn two_verdicts_for_one_notification_are_none() {
+    let own = Own::start();
+    let path = serve(&own);
+    let (sender, can_answer) = mpsc::channel();
+    let _plugin = beside(async move || {
+        let plugin = Rc::new(SaysTwo(RefCell::default()));
+        let request = Request { on_failure: OnFailure::Errno(62), ..Request::new("p", &PPID) };
+        let plugged = dial_in(&path, request, Rc::clone(&plugin)).await.unwrap();
+        plugin.0.replace(Some(Rc::new(plugged)));
+        sender.send(()).unwrap();
+        std::future::pending().await
+    });
+    can_answer.recv_timeout(DEADLINE).unwrap();
+    assert_eq!(own.thread(&PPID, || getppid().as_raw()).join().unwrap(), -62);
+    assert_eq!(own.stats().plugins[0].failures, 1);
+}
+
 /// Counts the calls that it puts off.
 struct Counts(watch::Sender<usize>);
 

@@ -330,11 +330,16 @@ impl Remote {
     }
 
     fn deliver(&self, verdict: wire::verdict::Reader<'_>, queued: Queued) {
+        let key = (queued.notification.session, queued.notification.id);
         match self.read(verdict) {
-            Ok(Said::Now(verdict)) => give(queued.reply, Ok(verdict)),
+            Ok(Said::Now(verdict)) => {
+                let open = self.open.borrow();
+                let has_said = open.get(&key).is_some_and(|open| matches!(open.later, Later::Said(_)));
+                let twice = || PluginFailure::Nonsense("two verdicts for one notification".into());
+                give(queued.reply, if has_said { Err(twice()) } else { Ok(verdict) });
+            }
             Err(failure) => give(queued.reply, Err(failure)),
             Ok(Said::Later) => {
-                let key = (queued.notification.session, queued.notification.id);
                 if let Some(open) = self.open.borrow_mut().get_mut(&key) {
                     match std::mem::replace(&mut open.later, Later::Done) {
                         Later::Said(verdict) => give(queued.reply, verdict),
