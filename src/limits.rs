@@ -607,6 +607,11 @@ const _: () =
 /// answer. 40 notifications with all that `reads` can ask for, or 4096 paths.
 pub const PLUGIN_MEMORY_BYTES_MAX: usize = 16 << 20;
 
+/// Bytes that a plugin's calls to targets have under way, each counted as what it reads or
+/// writes, and as a page at least: 4096 that read a path, or 256 of [`PLUGIN_READ_BYTES_MAX`].
+/// One container's can be half of them. More fail: who sends them need not wait for answers.
+pub const PLUGIN_WORK_BYTES_MAX: usize = 16 << 20;
+
 /// How long a call waits, in line and until it is done, for its memory to be copied for
 /// an observer. What answers at all does so in less than a millisecond.
 pub const PLUGIN_COPY_TIMEOUT: Duration = Duration::from_secs(1);

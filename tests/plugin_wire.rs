@@ -3,6 +3,8 @@
 //! hundreds at once; containers are in plugins.rs.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
+#[path = "common/fuse.rs"]
+mod fuse;
 mod seccomp_target;
 
 use std::cell::{Cell, RefCell};
@@ -18,6 +20,7 @@ use std::time::Instant;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{RpcSystem, twoparty};
 use nix::unistd::getppid;
+use podinit::rpc::client::Code;
 use podinit::rpc::plugin::client::{
     Call, Content, Kind, Notification, OnFailure, Plugged, Plugin, Read, Record, Request, Selector, Session,
     Verdict, dial_in, listen,
@@ -27,7 +30,7 @@ use podinit::rpc::plugin::{bind, extension};
 use podinit::rpc::schema::plugin_capnp as wire;
 use podinit::sys::socket;
 use rustix::net::SocketType;
-use seccomp_target::{DEADLINE, Own, errno, notify_with};
+use seccomp_target::{DEADLINE, MKDIR, Own, errno, notify_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -541,6 +544,135 @@ fn memory_of_calls_that_are_not_decided_leaves_room_for_other_containers() {
     assert_eq!(own.stats().open, CALLS);
     drop(plugin);
     assert_eq!(hostile.join().unwrap(), [62; CALLS]);
+}
+
+/// A program whose threads make directories again and again, by names in memory that does
+/// not answer.
+struct Unreadable {
+    disk: fuse::SlowDisk,
+    _directory: tempfile::TempDir,
+    child: std::process::Child,
+    /// Ends the session, after the program.
+    _session: mpsc::Sender<()>,
+}
+
+impl Unreadable {
+    /// `None` where there is no FUSE, or no Python.
+    fn start(own: &Own, threads: usize) -> Option<Self> {
+        const PROGRAM: &str = r#"
+import ctypes, mmap, sys, threading
+with open(sys.argv[1], "rb") as file:
+    memory = mmap.mmap(file.fileno(), 1 << 17, access=mmap.ACCESS_COPY)
+address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+mkdir = ctypes.CDLL(None).mkdir
+threads = int(sys.argv[2])
+all = threading.Barrier(threads)
+def work():
+    # What a thread needs is there before its memory cannot be changed for those who read it.
+    mkdir(None, 0)
+    all.wait()
+    while True: mkdir(address, 0)
+threading.stack_size(1 << 17)
+for _ in range(threads): threading.Thread(target=work).start()
+"#;
+        if !Path::new("/dev/fuse").exists()
+            || std::process::Command::new("python3").arg("-V").output().is_err()
+        {
+            eprintln!("skipped: no /dev/fuse, or no python3");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let disk = fuse::SlowDisk::mount(directory.path());
+        disk.fill(1 << 17);
+        let mut program = std::process::Command::new("python3");
+        program.args(["-I", "-B", "-c", PROGRAM]).arg(disk.log()).arg(threads.to_string());
+        let (started, child) = mpsc::channel();
+        let (session, ended) = mpsc::channel();
+        own.thread(&MKDIR, move || {
+            started.send(program.spawn().unwrap()).unwrap();
+            ended.recv().unwrap_err();
+        });
+        let child = child.recv_timeout(DEADLINE).unwrap();
+        Some(Self { disk, _directory: directory, child, _session: session })
+    }
+}
+
+impl Drop for Unreadable {
+    fn drop(&mut self) {
+        self.disk.release();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn an_observer_of_memory_that_does_not_answer_holds_no_other_container_up() {
+    const THREADS: usize = 300;
+    let own = Own::start();
+    let path = serve(&own);
+    let syscalls = r#"["mkdir", "mkdirat"]"#;
+    own.rules(&format!(
+        r#"{{"name": "no", "match": {{"syscalls": {syscalls}}}, "do": {{"errno": "EROFS"}}}}"#
+    ));
+    let request = Request { kind: Kind::Observer, ..Request::new("observer", &MKDIR) };
+    let records = Arc::default();
+    let (_may, told) = watch::channel(false);
+    let _plugin = plugged(&own, &path, request, move || Observes { may: told, records });
+    let Some(unreadable) = Unreadable::start(&own, THREADS) else { return };
+    unreadable.disk.wait_for_a_write();
+    own.until("most of them wait", |stats| stats.open > 256);
+    let (sender, answers) = mpsc::channel();
+    own.thread_of("another", &MKDIR, move || {
+        (0..20).for_each(|_| sender.send(errno(std::fs::create_dir("/proc/no"))).unwrap());
+    });
+    for _ in 0..20 {
+        assert_eq!(answers.recv_timeout(DEADLINE), Ok(libc::EROFS));
+    }
+    // They themselves are not held up for ever.
+    let before = own.stats().answered;
+    own.until("answers to them", |stats| stats.answered > before + 10);
+}
+
+/// Reads a call's memory more often at a time than it may.
+struct ReadsTooMuch(mpsc::Sender<usize>);
+
+impl Plugin for ReadsTooMuch {
+    async fn decide(&self, call: Call) -> Verdict {
+        let (address, call) = (call.notification.arguments[0], Rc::new(call));
+        if address == 0 {
+            return Verdict::PassOn;
+        }
+        let mut reads = tokio::task::JoinSet::new();
+        for _ in 0..1000 {
+            let call = Rc::clone(&call);
+            reads.spawn_local(async move { call.read_memory(address, 64 << 10).await });
+        }
+        // 16 MiB would be 256 of them, of which a container has half.
+        for _ in 0..1000 - 128 {
+            let refused = reads.join_next().await.unwrap().unwrap().unwrap_err();
+            assert_eq!(refused.code, Code::ResourceExhausted);
+        }
+        self.0.send(reads.len()).unwrap();
+        while let Some(read) = reads.join_next().await {
+            assert_ne!(read.unwrap().unwrap_err().code, Code::ResourceExhausted);
+        }
+        assert_ne!(call.read_memory(address, 64 << 10).await.unwrap_err().code, Code::ResourceExhausted);
+        self.0.send(0).unwrap();
+        std::future::pending().await
+    }
+}
+
+#[test]
+fn a_plugins_calls_to_a_process_are_bounded() {
+    let own = Own::start();
+    let path = serve(&own);
+    let request = Request { decode: false, deadline_ms: 60_000, ..Request::new("p", &MKDIR) };
+    let (sender, left) = mpsc::channel();
+    let _plugin = plugged(&own, &path, request, || ReadsTooMuch(sender));
+    let Some(unreadable) = Unreadable::start(&own, 1) else { return };
+    assert_eq!(left.recv_timeout(DEADLINE), Ok(128));
+    unreadable.disk.release();
+    assert_eq!(left.recv_timeout(DEADLINE), Ok(0), "there is room again");
 }
 
 /// Sends what it was brought.

@@ -200,6 +200,11 @@ impl Target {
         self.call.upgrade().ok_or(TargetError::Gone)
     }
 
+    /// The container that it is of.
+    pub(crate) fn container(&self) -> &Rc<str> {
+        &self.container
+    }
+
     /// Whether its call still waits for an answer.
     #[must_use]
     pub fn is_waiting(&self) -> bool {

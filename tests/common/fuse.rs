@@ -1,5 +1,5 @@
-//! A file system of one file, `log`, whose writes are answered when the test says
-//! so: what a dead disk or a hung NFS server looks like to whoever writes.
+//! A file system of one file, `log`, whose writes, and reads, are answered when the test
+//! says so: what a dead disk or a hung NFS server looks like to whoever writes.
 //!
 //! The protocol is linux/fuse.h, spoken over /dev/fuse by one thread with a table of
 //! descriptors of its own. It dies with this program, and the kernel then answers
@@ -18,6 +18,7 @@ const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
+const READ: u32 = 15;
 const WRITE: u32 = 16;
 const RELEASE: u32 = 18;
 const FLUSH: u32 = 25;
@@ -26,6 +27,8 @@ const BATCH_FORGET: u32 = 42;
 
 /// Bytes of `fuse_in_header` and `fuse_write_in`.
 const HEADER: usize = 40;
+/// errno "input/output error".
+const EIO: i32 = 5;
 /// errno "function not implemented".
 const ENOSYS: i32 = 38;
 
@@ -75,7 +78,14 @@ impl SlowDisk {
         self.shared.0.lock().unwrap().holds_flushes = true;
     }
 
-    /// Waits until a write, or a close(2), is stuck.
+    /// Gives the file bytes that nobody gets to read: memory that it is mapped to does not
+    /// answer, and fails at last.
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub(crate) fn fill(&self, size: usize) {
+        self.shared.0.lock().unwrap().content = vec![0; size];
+    }
+
+    /// Waits until a write, a read, or a close(2), is stuck.
     pub(crate) fn wait_for_a_write(&self) {
         let (state, changed) = &*self.shared;
         drop(changed.wait_while(state.lock().unwrap(), |state| state.waiting == 0).unwrap());
@@ -136,6 +146,10 @@ fn serve(mut device: File, shared: &(Mutex<State>, Condvar)) {
                 flush(shared);
                 Ok(Vec::new())
             }
+            READ => {
+                wait(shared);
+                Err(EIO)
+            }
             RELEASE => Ok(Vec::new()),
             _ => Err(ENOSYS),
         };
@@ -175,14 +189,18 @@ fn attributes(node: u64, size: u64) -> Vec<u8> {
     attributes
 }
 
-fn flush((state, changed): &(Mutex<State>, Condvar)) {
-    let mut state = state.lock().unwrap();
-    if state.holds_flushes {
-        state.waiting += 1;
-        changed.notify_all();
-        let mut state = changed.wait_while(state, |state| !state.open).unwrap();
-        state.waiting -= 1;
+fn flush(shared: &(Mutex<State>, Condvar)) {
+    if shared.0.lock().unwrap().holds_flushes {
+        wait(shared);
     }
+}
+
+fn wait((state, changed): &(Mutex<State>, Condvar)) {
+    let mut state = state.lock().unwrap();
+    state.waiting += 1;
+    changed.notify_all();
+    let mut state = changed.wait_while(state, |state| !state.open).unwrap();
+    state.waiting -= 1;
 }
 
 /// `fuse_write_out`, once writes are let through.

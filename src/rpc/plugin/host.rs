@@ -106,7 +106,7 @@ impl wire::registration::Server for Registration {
     }
 }
 
-fn exhausted(sentence: &str) -> capnp::Error {
+pub(super) fn exhausted(sentence: &str) -> capnp::Error {
     capnp::Error::overloaded(format!("resource-exhausted: {sentence}"))
 }
 

@@ -19,6 +19,7 @@ use super::translate::{self, Said, Terms};
 use super::watch::{Wanted, copy};
 use crate::limits::{
     PLUGIN_GATHERED_BYTES_MAX, PLUGIN_MEMORY_BYTES_MAX, PLUGIN_NEWS_MAX, PLUGIN_REASON_BYTES_MAX,
+    PLUGIN_WORK_BYTES_MAX,
 };
 use crate::rpc::schema::plugin_capnp as wire;
 use crate::seccomp::decode::Decoded;
@@ -56,6 +57,8 @@ pub(super) struct Remote {
     queue: RefCell<VecDeque<Queued>>,
     /// Bytes of memory that may be copied for it yet.
     memory: Rc<Shares>,
+    /// Bytes that its calls to targets may take yet.
+    work: Rc<Shares>,
     /// Calls of `decide` that are not answered.
     calls: Cell<usize>,
 }
@@ -141,6 +144,7 @@ impl Remote {
             open: RefCell::default(),
             queue: RefCell::default(),
             memory: Shares::new(PLUGIN_MEMORY_BYTES_MAX),
+            work: Shares::new(PLUGIN_WORK_BYTES_MAX),
             calls: Cell::new(0),
         })
     }
@@ -148,6 +152,11 @@ impl Remote {
     /// The target of a call in the plugin's hands.
     pub(super) fn target(&self, key: CallKey) -> Option<Target> {
         self.open.borrow().get(&key).map(|open| open.target.clone())
+    }
+
+    /// Room for a call to a target that takes `bytes`, or `None` if too many are under way.
+    pub(super) fn work(&self, target: &Target, bytes: usize) -> Option<Permit> {
+        self.work.try_acquire(target.container(), bytes)
     }
 
     pub(super) fn tickets(&self) -> &Tickets {

@@ -2,6 +2,7 @@
 
 use std::rc::{Rc, Weak};
 
+use super::host::exhausted;
 use super::packet::TICKET_BYTES;
 use super::remote::Remote;
 use super::translate;
@@ -9,6 +10,7 @@ use crate::limits::{PATH_BYTES_MAX, PLUGIN_READ_BYTES_MAX};
 use crate::rpc::schema::plugin_capnp::target as wire;
 use crate::seccomp::foreign::ForeignFd;
 use crate::seccomp::notification::SessionId;
+use crate::seccomp::share::Permit;
 use crate::seccomp::target::{Credentials, Target, TargetError};
 
 /// The `Target` of one session and one registration.
@@ -16,6 +18,9 @@ pub(super) struct TargetServer {
     pub(super) remote: Weak<Remote>,
     pub(super) session: SessionId,
 }
+
+/// What a call to a target counts for at least: a page of it, or of what is said of it.
+const PAGE: usize = 4096;
 
 fn refuse(error: &TargetError) -> capnp::Error {
     let code = match error {
@@ -43,7 +48,7 @@ fn size(size: u32) -> usize {
 }
 
 impl TargetServer {
-    fn find(&self, id: u64) -> Result<(Rc<Remote>, Target), capnp::Error> {
+    fn target(&self, id: u64) -> Result<(Rc<Remote>, Target), capnp::Error> {
         let found = self.remote.upgrade().and_then(|remote| {
             let target = remote.target((self.session, id))?;
             Some((remote, target))
@@ -51,6 +56,15 @@ impl TargetServer {
         found.ok_or_else(|| {
             capnp::Error::failed(format!("not-found: call {id} is not in this plugin's hands"))
         })
+    }
+
+    /// The target, and room for something to be done to it that takes `bytes`.
+    fn find(&self, id: u64, bytes: usize) -> Result<(Rc<Remote>, Target, Permit), capnp::Error> {
+        let (remote, target) = self.target(id)?;
+        let room = remote.work(&target, bytes.clamp(PAGE, PLUGIN_READ_BYTES_MAX));
+        let room =
+            room.ok_or_else(|| exhausted("too many calls to processes of this container are under way"))?;
+        Ok((remote, target, room))
     }
 
     /// Lets the plugin fetch a descriptor while call `id` is in its hands.
@@ -66,7 +80,7 @@ impl wire::Server for TargetServer {
         params: wire::CheckParams,
         mut results: wire::CheckResults,
     ) -> Result<(), capnp::Error> {
-        let found = self.find(params.get()?.get_id());
+        let found = self.target(params.get()?.get_id());
         results.get().set_open(found.is_ok_and(|(_, target)| target.is_waiting()));
         Ok(())
     }
@@ -77,8 +91,8 @@ impl wire::Server for TargetServer {
         mut results: wire::ReadMemoryResults,
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
-        let (_, target) = self.find(params.get_id())?;
         let wanted = size(params.get_size());
+        let (_, target, _room) = self.find(params.get_id(), wanted)?;
         too_much(wanted)?;
         let read = target.read_memory(params.get_address(), wanted).await;
         let bytes = read.map_err(|error| refuse(&error))?;
@@ -95,8 +109,8 @@ impl wire::Server for TargetServer {
         mut results: wire::ReadTextResults,
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
-        let (_, target) = self.find(params.get_id())?;
         let max = if params.get_max() == 0 { PATH_BYTES_MAX } else { size(params.get_max()) };
+        let (_, target, _room) = self.find(params.get_id(), max)?;
         too_much(max)?;
         match target.read_string(params.get_address(), max).await {
             Ok(text) => results.get().set_text(&text),
@@ -117,8 +131,8 @@ impl wire::Server for TargetServer {
         _: wire::WriteMemoryResults,
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
-        let (_, target) = self.find(params.get_id())?;
         let bytes = params.get_bytes()?;
+        let (_, target, _room) = self.find(params.get_id(), bytes.len())?;
         too_much(bytes.len())?;
         let written = target.write_memory(params.get_address(), bytes.to_vec()).await;
         written.map_err(|error| refuse(&error))
@@ -130,7 +144,7 @@ impl wire::Server for TargetServer {
         mut results: wire::DuplicateResults,
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
-        let (remote, target) = self.find(params.get_id())?;
+        let (remote, target, _room) = self.find(params.get_id(), PAGE)?;
         let number =
             u32::try_from(params.get_descriptor()).map_err(|_| invalid("a descriptor has a number"))?;
         let fd = target.duplicate_fd(number).await.map_err(|error| refuse(&error))?;
@@ -144,7 +158,7 @@ impl wire::Server for TargetServer {
         mut results: wire::InstallResults,
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
-        let (remote, target) = self.find(params.get_id())?;
+        let (remote, target, _room) = self.find(params.get_id(), PAGE)?;
         let install = translate::install(params.get_descriptor()?, |ticket| remote.tickets().take(ticket));
         let install = install.map_err(invalid)?;
         let number = target.install_fd(install.fd, install.at, install.close_on_exec).await;
@@ -158,7 +172,7 @@ impl wire::Server for TargetServer {
         params: wire::CredentialsParams,
         mut results: wire::CredentialsResults,
     ) -> Result<(), capnp::Error> {
-        let (_, target) = self.find(params.get()?.get_id())?;
+        let (_, target, _room) = self.find(params.get()?.get_id(), PAGE)?;
         let Credentials { users, groups, more_groups, capabilities, .. } =
             target.credentials().map_err(|error| refuse(&error))?;
         let mut to = results.get().init_credentials();
@@ -180,7 +194,7 @@ impl wire::Server for TargetServer {
         params: wire::NamespacesParams,
         mut results: wire::NamespacesResults,
     ) -> Result<(), capnp::Error> {
-        let (_, target) = self.find(params.get()?.get_id())?;
+        let (_, target, _room) = self.find(params.get()?.get_id(), PAGE)?;
         let namespaces = target.namespaces().map_err(|error| refuse(&error))?;
         let count = u32::try_from(namespaces.len()).unwrap_or(u32::MAX);
         let mut list = results.get().init_namespaces(count);
@@ -197,7 +211,7 @@ impl wire::Server for TargetServer {
         params: wire::CgroupParams,
         mut results: wire::CgroupResults,
     ) -> Result<(), capnp::Error> {
-        let (_, target) = self.find(params.get()?.get_id())?;
+        let (_, target, _room) = self.find(params.get()?.get_id(), PAGE)?;
         let cgroups = target.cgroup().map_err(|error| refuse(&error))?;
         results.get().set_path(cgroup(&cgroups));
         Ok(())
@@ -209,7 +223,7 @@ impl wire::Server for TargetServer {
         mut results: wire::OpenResults,
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
-        let (remote, target) = self.find(params.get_id())?;
+        let (remote, target, _room) = self.find(params.get_id(), PAGE)?;
         let opened = match params.get_place().map_err(|_| invalid("there is no such place"))? {
             wire::Place::Root => target.root(),
             wire::Place::WorkingDirectory => target.working_directory(),
