@@ -675,6 +675,35 @@ fn a_plugins_calls_to_a_process_are_bounded() {
     assert_eq!(left.recv_timeout(DEADLINE), Ok(0), "there is room again");
 }
 
+/// Asks for more memory at a time than a socket holds, with more questions than one holds.
+struct AsksMuch;
+
+impl Plugin for AsksMuch {
+    async fn decide(&self, call: Call) -> Verdict {
+        let (address, call) = (call.notification.arguments[1], Rc::new(call));
+        let mut reads = tokio::task::JoinSet::new();
+        for _ in 0..4000 {
+            let call = Rc::clone(&call);
+            reads.spawn_local(async move { call.read_memory(address, 4096).await });
+        }
+        while let Some(read) = reads.join_next().await {
+            let read = read.unwrap();
+            assert!(read.is_ok() || read.is_err_and(|error| error.code == Code::ResourceExhausted));
+        }
+        Verdict::Errno(30)
+    }
+}
+
+#[test]
+fn a_plugin_and_the_monitor_do_not_wait_for_each_other_to_read() {
+    let own = Own::start();
+    let path = serve(&own);
+    let request = Request { decode: false, deadline_ms: 60_000, ..Request::new("p", &SEEK) };
+    let _plugin = plugged(&own, &path, request, || AsksMuch);
+    let address = memory();
+    assert_eq!(own.thread(&SEEK, move || seek(address)).join().unwrap(), Err(rustix::io::Errno::ROFS));
+}
+
 /// Sends what it was brought.
 struct Shows(mpsc::Sender<(usize, bool)>);
 

@@ -36,7 +36,7 @@ use std::rc::Rc;
 use capnp::message::ReaderOptions;
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side, twoparty};
 use rustix::net::SocketType;
-use tokio::io::{BufReader, BufWriter};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, BufWriter};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -168,12 +168,30 @@ pub(super) fn message_options() -> ReaderOptions {
     }
 }
 
-/// Both halves of a connection to the other side, buffered.
-pub(super) fn network(stream: UnixStream, side: Side) -> io::Result<Box<dyn capnp_rpc::VatNetwork<Side>>> {
+/// Both halves of a connection, buffered.
+type Network = Box<dyn capnp_rpc::VatNetwork<Side>>;
+
+/// A monitor's connection to a plugin.
+pub(super) fn network(stream: UnixStream, side: Side) -> io::Result<Network> {
     let (reader, writer) = stream::split(stream)?;
     let (reader, writer) = gate::pair(reader, writer);
+    Ok(buffered(reader, writer, side))
+}
+
+/// A plugin's to a monitor. It is read whatever waits to be written: the monitor does not
+/// read while its answers are not read, and one of the two has to begin.
+fn network_of_plugin(stream: UnixStream, side: Side) -> io::Result<Network> {
+    let (reader, writer) = stream::split(stream)?;
+    Ok(buffered(reader, writer, side))
+}
+
+fn buffered<R, W>(reader: R, writer: W, side: Side) -> Network
+where
+    R: AsyncRead + Unpin + 'static,
+    W: AsyncWrite + Unpin + 'static,
+{
     let (reader, writer) = (BufReader::new(reader).compat(), BufWriter::new(writer).compat_write());
-    Ok(Box::new(twoparty::VatNetwork::new(reader, writer, side, message_options())))
+    Box::new(twoparty::VatNetwork::new(reader, writer, side, message_options()))
 }
 
 /// Connects to the plugin socket of a pod and registers.
@@ -185,7 +203,7 @@ pub async fn dial_in(path: &Path, request: Request, plugin: impl Plugin) -> Resu
     let stream = socket::connect(path, SocketType::STREAM).and_then(|stream| {
         let stream = std::os::unix::net::UnixStream::from(stream);
         stream.set_nonblocking(true)?;
-        network(UnixStream::from_std(stream)?, Side::Client)
+        network_of_plugin(UnixStream::from_std(stream)?, Side::Client)
     });
     let mut system = RpcSystem::new(stream.map_err(|error| Error::connect(path, &error))?, None);
     let host: wire::plugin_host::Client = system.bootstrap(Side::Server);
@@ -230,7 +248,7 @@ pub async fn listen(path: &Path, request: Request, plugin: impl Plugin) -> Resul
             registrations: RefCell::default(),
         };
         let bootstrap: wire::plugin_program::Client = capnp_rpc::new_client(program);
-        let network = network(stream, Side::Server).map_err(fail)?;
+        let network = network_of_plugin(stream, Side::Server).map_err(fail)?;
         let system = RpcSystem::new(network, Some(bootstrap.client));
         tokio::task::spawn_local(async move { drop(system.await) });
     }
