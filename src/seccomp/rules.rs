@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::broker::Defaults;
 use super::builtin::connect::Allowed;
 use super::plugin::Registration;
-use super::select::{SelectError, Selector, Syscall};
+use super::select::{SelectError, Selector, Syscall, restricting};
 use super::syscall::errno_number;
 use super::verdict::OnFailure;
 use crate::limits::{
@@ -64,7 +65,7 @@ pub struct Rule {
     #[serde(default)]
     pub priority: i32,
     /// Plugins without which it is passed over, by the names that they register.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "restricting")]
     pub needs: Vec<String>,
     /// Which calls.
     #[serde(default, rename = "match")]
@@ -74,15 +75,26 @@ pub struct Rule {
     pub action: Action,
 }
 
-/// An errno as text: its name or its number.
+/// An errno: its name or its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "WrittenErrno")]
 pub struct Errno(pub i32);
 
-impl TryFrom<String> for Errno {
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "an errno is a name like \"EPERM\" or a number from 1 to 4095")]
+enum WrittenErrno {
+    Number(i64),
+    Name(String),
+}
+
+impl TryFrom<WrittenErrno> for Errno {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(written: WrittenErrno) -> Result<Self, String> {
+        let text = match written {
+            WrittenErrno::Number(number) => number.to_string(),
+            WrittenErrno::Name(name) => name,
+        };
         let errno = errno_number(&text).map(Self);
         errno.ok_or_else(|| format!("{text:?} is no errno; use a name like EPERM or a number from 1 to 4095"))
     }
@@ -203,6 +215,21 @@ pub enum RulesError {
     /// Not JSON, or not of this form.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
+    /// A rule that is not of this form.
+    #[error("rule {name}, line {line}: {reason}")]
+    Form {
+        /// Its name, quoted, or its place if it has none.
+        name: String,
+        /// Where reading stopped, from 1.
+        line: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A default that leaves open what happens.
+    #[error(
+        "\"unmatched\" is for calls that nobody is left to decide about; use errno:EPERM (any errno), continue or kill"
+    )]
+    UnmatchedNext,
     /// Another version.
     #[error("they are of version {0}; this podinit knows version {VERSION}")]
     Version(u32),
@@ -246,9 +273,14 @@ impl Rules {
         if text.len() as u64 > SECCOMP_RULES_BYTES_MAX {
             return Err(RulesError::TooMany { what: "bytes", max: SECCOMP_RULES_BYTES_MAX });
         }
-        let mut rules: Self = serde_json::from_slice(text)?;
+        let mut rules: Self = serde_json::from_slice(text)
+            .map_err(|error| in_rule(text, &error).unwrap_or_else(|| error.into()))?;
         if rules.version != VERSION {
             return Err(RulesError::Version(rules.version));
+        }
+        let unmatched = rules.defaults.as_ref().and_then(|defaults| defaults.unmatched);
+        if unmatched == Some(OnFailure::Next) {
+            return Err(RulesError::UnmatchedNext);
         }
         rules.check_count()?;
         for rule in &mut rules.rules {
@@ -359,6 +391,39 @@ impl Rule {
     }
 }
 
+/// Which rule is not of the form, if one is: where `error` comes from.
+fn in_rule(text: &[u8], error: &serde_json::Error) -> Option<RulesError> {
+    let mut whole: Value = serde_json::from_slice(text).ok()?;
+    let rules = whole.as_object_mut()?.remove("rules")?;
+    // What is wrong besides the rules may have been met first.
+    Rules::deserialize(whole).ok()?;
+    for (rule, number) in rules.as_array()?.iter().zip(1..) {
+        if let Err(reason) = Rule::deserialize(rule) {
+            let name = rule.get("name").and_then(Value::as_str);
+            let name = name.map_or_else(|| format!("number {number}"), |name| format!("{name:?}"));
+            let reason = action_reason(rule.get("do")).unwrap_or_else(|| reason.to_string());
+            return Some(RulesError::Form { name, line: error.line(), reason });
+        }
+    }
+    None
+}
+
+/// What is wrong with the form of an action, where serde's words are no help.
+fn action_reason(action: Option<&Value>) -> Option<String> {
+    match action? {
+        Value::String(name) if ["record", "stopContainer"].contains(&name.as_str()) => {
+            Some(format!("write \"do\": {{\"{name}\": {{}}}}"))
+        }
+        Value::String(name) if ["errno", "return", "connect"].contains(&name.as_str()) => {
+            Some(format!("\"do\": \"{name}\" lacks its value; write {{\"{name}\": …}}"))
+        }
+        Value::Object(actions) if actions.len() != 1 => {
+            Some(format!("\"do\" takes one action; {} are given", actions.len()))
+        }
+        _ => None,
+    }
+}
+
 /// The rules files that `path` stands for.
 fn files(path: &Path) -> Result<Vec<PathBuf>, RulesError> {
     let fail = |source| RulesError::Read { path: path.to_owned(), source };
@@ -428,6 +493,7 @@ mod tests {
     fn every_action_is_read() {
         assert_eq!(action(r#"{"errno": "EPERM"}"#).unwrap(), Action::Errno(Errno(1)));
         assert_eq!(action(r#"{"errno": "38"}"#).unwrap(), Action::Errno(Errno(38)));
+        assert_eq!(action(r#"{"errno": 18}"#).unwrap(), Action::Errno(Errno(libc::EXDEV)));
         assert_eq!(action(r#""deny""#).unwrap(), Action::Deny);
         assert_eq!(action(r#""continue""#).unwrap(), Action::Continue);
         assert_eq!(action(r#""kill""#).unwrap(), Action::Kill);
@@ -450,6 +516,24 @@ mod tests {
             (r#"{"name": "r"}"#, "do"),
             (r#"{"name": "r", "do": "deny", "when": 1}"#, "when"),
             (r#"{"name": "r", "do": {"errno": "EWHAT"}}"#, "EWHAT"),
+            (r#"{"name": "r", "do": {"errno": 0}}"#, "1 to 4095"),
+            (r#"{"name": "r", "do": {"errno": -1}}"#, "1 to 4095"),
+            (r#"{"name": "r", "do": {"errno": {}}}"#, "1 to 4095"),
+            (
+                r#"{"name": "a", "do": "deny"}, {"name": "the \"b\"", "do": 5}"#,
+                r#"rule "the \"b\"", line 1:"#,
+            ),
+            (r#"{"name": "a", "do": "deny"}, {"do": "deny"}"#, "rule number 2, line 1:"),
+            (r#"{"name": "r", "do": "record"}"#, r#"rule "r", line 1: write "do": {"record": {}}"#),
+            (r#"{"name": "r", "do": "errno"}"#, r#""do": "errno" lacks its value"#),
+            (r#"{"name": "r", "do": {"errno": "EPERM", "kill": {}}}"#, "one action; 2 are given"),
+            (r#"{"name": "r", "do": {"connect": {"allow": ["10.0.0.1"]}}}"#, r#"{"address": "10.0.0.0/8""#),
+            (
+                r#"{"name": "r", "do": {"connect": {"allow": [{"address": "10.0.0.1", "ports": []}]}}}"#,
+                "restricts nothing",
+            ),
+            (r#"{"name": "r", "do": "deny", "needs": []}"#, "restricts nothing"),
+            (r#"{"name": "r", "do": "deny", "match": {"containers": []}}"#, "restricts nothing"),
             (r#"{"name": "r", "do": {"record": {"than": "kill"}}}"#, "than"),
             (r#"{"name": "r", "do": "deny", "match": {"syscalls": ["frobnicate"]}}"#, "frobnicate"),
             (r#"{"name": "r", "do": {"stopContainer": {"delayMs": 900000}}}"#, "too long"),
@@ -464,6 +548,11 @@ mod tests {
         }
         assert!(Rules::parse(br#"{"version": 2}"#).unwrap_err().to_string().contains("version 2"));
         assert!(Rules::parse(b"").is_err());
+        let unmatched = Rules::parse(br#"{"version": 1, "defaults": {"unmatched": "next"}}"#).unwrap_err();
+        assert!(unmatched.to_string().contains("nobody is left"), "{unmatched}");
+        // Not the rule's fault.
+        let field = Rules::parse(br#"{"version": 1, "ruls": [], "rules": [{"name": "r", "do": "deny"}]}"#);
+        assert!(field.unwrap_err().to_string().contains("unknown field `ruls`"));
         let many = vec![r#"{"name": "r", "do": "deny"}"#; SECCOMP_RULES_MAX + 1].join(",");
         assert!(with_rule(&many).unwrap_err().contains("128 rules"));
     }

@@ -13,29 +13,55 @@ use super::syscall::{Architecture, number};
 use crate::limits::{SECCOMP_SELECTOR_COMPARISONS_MAX, SECCOMP_SELECTOR_ITEMS_MAX};
 
 /// What is wanted. Every field that is not empty must hold; one that is empty
-/// holds always.
+/// holds always. In JSON that is to be left out, see [`restricting`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Selector {
     /// The call is one of these.
+    #[serde(deserialize_with = "restricting")]
     pub syscalls: Vec<Syscall>,
     /// All of these hold.
+    #[serde(deserialize_with = "restricting")]
     pub arguments: Vec<Comparison>,
     /// The container is one of these.
+    #[serde(deserialize_with = "restricting")]
     pub containers: Vec<String>,
     /// The profile's `listenerMetadata` is one of these.
+    #[serde(deserialize_with = "restricting")]
     pub metadata: Vec<String>,
     /// The container has all of these annotations.
+    #[serde(deserialize_with = "restricting")]
     pub annotations: BTreeMap<String, String>,
     /// The container has all of these labels.
+    #[serde(deserialize_with = "restricting")]
     pub labels: BTreeMap<String, String>,
     /// The call is of one of these.
+    #[serde(deserialize_with = "restricting")]
     pub architectures: Vec<Architecture>,
+}
+
+/// Reads a list, or a map, that is not empty. A template with nothing to fill in
+/// shall not make a rule for some containers one for all.
+///
+/// # Errors
+/// If it is empty, or not of its type.
+pub(super) fn restricting<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + Default + PartialEq,
+{
+    let given = T::deserialize(deserializer)?;
+    if given == T::default() {
+        return Err(serde::de::Error::custom(
+            "an empty list or map restricts nothing; leave the field out if that is meant",
+        ));
+    }
+    Ok(given)
 }
 
 /// A call. In JSON a string or a number.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a system call is its name or its number")]
 pub enum Syscall {
     /// By name: on every architecture that has it.
     Name(String),
@@ -66,7 +92,7 @@ fn all_bits() -> u64 {
 
 fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "values are one number that is not negative, or a list of them")]
     enum Values {
         One(u64),
         More(Vec<u64>),
@@ -349,10 +375,22 @@ pub(super) mod tests {
             (r#"{"arguments": [{"index": 0, "operator": "less", "values": [1, 2]}]}"#.to_owned(), "2 are"),
             (r#"{"arguments": [{"index": 0, "operator": "equal"}]}"#.to_owned(), "values"),
             (r#"{"system": []}"#.to_owned(), "system"),
+            (r#"{"syscalls": [true]}"#.to_owned(), "name or its number"),
             (format!(r#"{{"syscalls": [{many}]}}"#), "at most"),
         ] {
             let error = parse(&text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_empty_list_selects_nothing_rather_than_everything() {
+        for field in ["syscalls", "arguments", "containers", "metadata", "architectures"] {
+            let error = parse(&format!(r#"{{"{field}": []}}"#)).unwrap_err();
+            assert!(error.contains("restricts nothing"), "{field}: {error}");
+        }
+        for field in ["annotations", "labels"] {
+            parse(&format!(r#"{{"{field}": {{}}}}"#)).unwrap_err();
         }
     }
 

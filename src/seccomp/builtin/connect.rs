@@ -18,6 +18,7 @@ use crate::seccomp::foreign::ForeignFd;
 use crate::seccomp::notification::Notification;
 use crate::seccomp::plugin::{Decision, Plugin, PluginFailure};
 use crate::seccomp::rules;
+use crate::seccomp::select::restricting;
 use crate::seccomp::target::{Target, TargetError};
 use crate::seccomp::verdict::{OnFailure, Verdict};
 use crate::seccomp::worker::Workers;
@@ -29,11 +30,12 @@ const ADDRESS_BYTES_MAX: u64 = 128;
 /// Addresses that may be connected to.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(expecting = "an entry such as {\"address\": \"10.0.0.0/8\", \"ports\": [443]}")]
 pub struct Allowed {
     /// Which hosts.
     pub address: Network,
-    /// Which ports; all if there are none.
-    #[serde(default)]
+    /// Which ports; all if there are none, which in JSON is to be left out.
+    #[serde(default, deserialize_with = "restricting")]
     pub ports: Vec<u16>,
 }
 
