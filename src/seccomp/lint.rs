@@ -79,6 +79,19 @@ impl Entry {
 }
 
 const NOTIFY: &str = "SCMP_ACT_NOTIFY";
+
+/// All actions (runtime-spec, config-linux.md, "Seccomp").
+const ACTIONS: [&str; 9] = [
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_TRAP",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_LOG",
+    NOTIFY,
+];
 const WAIT_KILLABLE: &str = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
 
 /// Calls that an OCI runtime itself makes between the filter's installation and
@@ -184,6 +197,12 @@ pub fn lint(profile: &[u8]) -> Result<Vec<Finding>, serde_json::Error> {
 /// What concerns the profile as a whole.
 fn whole(profile: &Profile, notified: &BTreeSet<&str>, findings: &mut Vec<Finding>) {
     let mut find = |severity, code, text: String| findings.push(Finding { severity, code, text });
+    let given: BTreeSet<&str> = profile.syscalls.iter().map(|entry| entry.action.as_str()).collect();
+    let default = Some(profile.default_action.as_str()).filter(|action| !action.is_empty());
+    for action in given.into_iter().chain(default).filter(|action| !ACTIONS.contains(action)) {
+        let text = format!("there is no action {action:?}; runtimes refuse it. All begin with SCMP_ACT_");
+        find(Severity::Error, "unknown-action", text);
+    }
     if profile.default_action == NOTIFY {
         let text = "the default action notifies; runc refuses that, and a runtime cannot start a program so: \
                     name the calls instead";
@@ -195,7 +214,8 @@ fn whole(profile: &Profile, notified: &BTreeSet<&str>, findings: &mut Vec<Findin
     if !notified.is_empty() && !profile.flags.iter().any(|flag| flag == WAIT_KILLABLE) {
         let text = format!(
             "flags lack {WAIT_KILLABLE}: every signal interrupts a notified call, which is then made again; \
-             Go programs get a signal each 10 ms. crun takes it, runc from 1.5.0 on"
+             Go programs get a signal each 10 ms. crun takes it, runc from 1.5.0 on; an older one refuses the \
+             container, so leave it out there"
         );
         find(Severity::Warning, "wait-killable-missing", text);
     }
@@ -264,10 +284,18 @@ fn io_uring(profile: &Profile, notified: &BTreeSet<&str>, findings: &mut Vec<Fin
     }
 }
 
-/// Looks for rules that let the kernel make a call whose meaning is in memory.
+/// Looks for rules that let the kernel make a call whose meaning is in memory, and
+/// for those that statistics and logs cannot tell apart.
 #[must_use]
 pub fn lint_rules(rules: &Rules) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let mut names = BTreeSet::new();
+    let twice: BTreeSet<&str> =
+        rules.rules.iter().map(|rule| rule.name.as_str()).filter(|name| !names.insert(*name)).collect();
+    for name in twice {
+        let text = format!("several rules are called {name:?}; statistics and logs cannot tell them apart");
+        findings.push(Finding { severity: Severity::Warning, code: "duplicate-name", text });
+    }
     let mut find = |text| {
         findings.push(Finding { severity: Severity::Warning, code: "pointer-continue", text });
     };
@@ -355,6 +383,8 @@ mod tests {
             (notify(r#""mkdir""#, ""), "pointer-argument"),
             (notify(r#""swapoff""#, ""), "pointer-argument"),
             (notify(r#""frobnicate""#, ""), "unknown-syscall"),
+            (notify(r#""reboot""#, "").replace("SCMP_ACT_NOTIFY", "NOTIFY"), "unknown-action"),
+            (notify(r#""reboot""#, "").replace("SCMP_ACT_ALLOW", "ALLOW"), "unknown-action"),
         ] {
             assert!(codes(&profile).contains(&code), "{code}: {:?}", codes(&profile));
         }
@@ -427,6 +457,13 @@ mod tests {
         ] {
             assert_eq!(lint_rules(&rules(text)).len(), count, "{text}");
         }
+        let named = |names: [&str; 3]| {
+            let rules = names.map(|name| format!(r#"{{"name": "{name}", "do": "deny"}}"#)).join(",");
+            Rules::parse(format!(r#"{{"version": 1, "rules": [{rules}]}}"#).as_bytes()).unwrap()
+        };
+        assert_eq!(lint_rules(&named(["a", "b", "c"])), []);
+        let found = lint_rules(&named(["a", "a", "a"]));
+        assert_eq!(found.iter().map(|finding| finding.code).collect::<Vec<_>>(), ["duplicate-name"]);
         let defaults = br#"{"version": 1, "defaults": {"unmatched": "continue"}}"#;
         assert_eq!(lint_rules(&Rules::parse(defaults).unwrap()).len(), 1);
     }

@@ -1,6 +1,6 @@
 //! `podinit seccomp check`: what is wrong with a profile, or with rules.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
@@ -13,16 +13,16 @@ use crate::seccomp::lint::{Finding, Severity, lint, lint_rules};
 use crate::seccomp::rules::Rules;
 
 pub(super) const HELP: &str = "\
-FILE is a profile (`linux.seccomp` of the OCI runtime specification), a config.json that contains one,
-or a rules file of podinit.
+PATH is a profile (`linux.seccomp` of the OCI runtime specification), a config.json that contains one,
+a rules file of podinit, or a directory of these, which is read as --seccomp-rules is.
 
-Exit codes: 1 if there is an error among the findings, or FILE cannot be read; 0 otherwise.";
+Exit codes: 1 if there is an error among the findings, or PATH cannot be used; 0 otherwise.";
 
 /// `seccomp check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// What to check
-    file: PathBuf,
+    path: PathBuf,
 
     /// How to print
     #[arg(long, value_enum, default_value_t = Format::Table)]
@@ -47,24 +47,25 @@ impl Row for Printed {
 /// Prints what is wrong.
 ///
 /// # Errors
-/// If it is, or the file cannot be read.
+/// If it is, or it cannot be read.
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
-    let path = args.file.display();
-    let size = std::fs::metadata(&args.file).map(|found| found.len());
-    let text = size.and_then(|size| match size {
-        0..=SECCOMP_RULES_BYTES_MAX => std::fs::read(&args.file),
-        _ => Err(std::io::Error::other(format!(
-            "it has {size} bytes; at most {SECCOMP_RULES_BYTES_MAX} are read"
-        ))),
-    });
-    let text = text.map_err(|error| Failure::io(format_args!("reading {path}"), &error))?;
-    let findings = findings(&text).map_err(|reason| Failure::new(format!("{path}: {reason}")))?;
+    let path = args.path.display();
+    let findings = if args.path.is_dir() {
+        lint_rules(&Rules::read(&args.path).map_err(|error| Failure::new(error.to_string()))?)
+    } else {
+        let text = read(&args.path).map_err(|error| Failure::io(format_args!("reading {path}"), &error))?;
+        findings(&text).map_err(|reason| Failure::new(format!("{path}: {reason}")))?
+    };
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     let printed: Vec<Printed> = findings
         .into_iter()
         .map(|Finding { severity, code, text }| Printed { severity: severity.as_str(), code, text })
         .collect();
-    output::list(args.output, &printed)?;
+    if printed.is_empty() && args.output == Format::Table {
+        output::print("nothing found\n")?;
+    } else {
+        output::list(args.output, &printed)?;
+    }
     match errors {
         0 => Ok(()),
         1 => Err(Failure::new(format!("{path} has an error"))),
@@ -72,11 +73,25 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     }
 }
 
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    match std::fs::metadata(path)?.len() {
+        0..=SECCOMP_RULES_BYTES_MAX => std::fs::read(path),
+        size => Err(std::io::Error::other(format!(
+            "it has {size} bytes; at most {SECCOMP_RULES_BYTES_MAX} are read"
+        ))),
+    }
+}
+
 fn findings(text: &[u8]) -> Result<Vec<Finding>, String> {
     let value: Value = serde_json::from_slice(text).map_err(|error| format!("it is no JSON: {error}"))?;
-    if value.get("rules").is_some() || value.get("defaults").is_some() {
+    let has_one_of = |fields: &[&str]| fields.iter().any(|field| value.get(field).is_some());
+    // Engines give their profiles versions, too.
+    if has_one_of(&["rules", "defaults"]) || (has_one_of(&["version"]) && !has_one_of(&["defaultAction"])) {
         let rules = Rules::parse(text).map_err(|error| error.to_string())?;
         return Ok(lint_rules(&rules));
+    }
+    if !has_one_of(&["defaultAction", "syscalls", "linux", "ociVersion"]) {
+        return Err("it is neither a profile, nor a config.json, nor rules".to_owned());
     }
     let profile = value.pointer("/linux/seccomp").unwrap_or(&value);
     lint(profile.to_string().as_bytes()).map_err(|error| format!("it is no profile: {error}"))
@@ -94,5 +109,20 @@ mod tests {
         let within = format!(r#"{{"ociVersion":"1.0.2","linux":{{"seccomp":{profile}}}}}"#);
         assert_eq!(findings(within.as_bytes()).unwrap(), alone);
         findings(b"{").unwrap_err();
+    }
+
+    #[test]
+    fn what_the_monitor_refuses_is_no_sound_file() {
+        assert_eq!(findings(br#"{"version": 1}"#), Ok(vec![]));
+        for (text, reason) in [
+            (r#"{"version": 1, "ruls": []}"#, "unknown field `ruls`"),
+            ("{}", "neither"),
+            ("[]", "neither"),
+            (r#"{"name": "package"}"#, "neither"),
+            (r#"{"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}"#, "neither"),
+        ] {
+            let error = findings(text.as_bytes()).unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
     }
 }
