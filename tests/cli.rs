@@ -670,6 +670,37 @@ fn listing_into_a_closed_pipe_is_silent() {
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
 }
 
+#[test]
+fn a_pod_is_made_with_its_rules_and_its_plugins() {
+    let people = People::new();
+    let (rules, plugins) = (people.place.path("tmp/rules.json"), people.place.path("tmp/plugins.d"));
+    fs::write(&rules, r#"{"version": 1, "rules": [{"name": "no-mkdir", "do": {"errno": 30}}]}"#).unwrap();
+    fs::create_dir(&plugins).unwrap();
+    let (rules, socket) = (rules.to_str().unwrap(), plugins.join("a.sock"));
+    let plugins = plugins.to_str().unwrap();
+    let line = ["--socket", socket.to_str().unwrap(), "--syscall", "rmdir", "--verdict", "errno:EPERM"];
+    let listen = [&["seccomp", "answer", "--listen"], &line[..]].concat();
+    let mut plugin = people.command(&listen).stdout(Stdio::piped()).spawn().unwrap();
+    let pod = people.place.name.as_str();
+    let made = ["pod", "create", pod, "--runtime", "crun", "--seccomp-rules", rules, "--plugin-dir", plugins];
+    people.ok(&made);
+    // Whoever traces starts the broker.
+    let mut trace = people.command(&["seccomp", "trace", pod]).stdout(Stdio::null()).spawn().unwrap();
+    let mut registered = [0; "registered\n".len()];
+    plugin.stdout.take().unwrap().read_exact(&mut registered).unwrap();
+    common::eventually(|| people.ok(&["seccomp", "ls", pod]).contains("EPERM"));
+    let listed = people.ok(&["seccomp", "ls", pod]);
+    assert!(listed.contains("no-mkdir") && listed.contains("answer"), "{listed}");
+    let (code, said) = people.fails(&["seccomp", "profile", "gone"]);
+    assert!(code == 1 && said.contains("POD/gone"), "{said}");
+    for child in [&mut trace, &mut plugin] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    fs::remove_file(rules).unwrap();
+    fs::remove_dir_all(plugins).unwrap();
+}
+
 /// Every command's help, as it was when somebody last looked at it. After a
 /// change: `PODINIT_UPDATE_HELP=1 cargo test --test cli help`.
 #[test]

@@ -25,7 +25,7 @@ use crate::rpc::client::{
 #[derive(Debug, Subcommand)]
 pub enum PodCommand {
     /// Make a pod: its server, its namespaces and its PID 1. Prints its name.
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// Stop all containers of pods, then the pods themselves; nothing of them is left.
     Stop(StopArgs),
     /// List pods.
@@ -82,6 +82,15 @@ pub struct PodOptions {
     /// Let plugins register resident hooks, at hooks.sock in the pod's directory
     #[arg(long, help_heading = "Pod")]
     pub hooks_socket: bool,
+
+    /// Rules for seccomp notifications: a file, or a directory of *.json files
+    /// [default: /etc/podinit/seccomp.d]
+    #[arg(long, value_name = "PATH", help_heading = "Pod")]
+    pub seccomp_rules: Option<PathBuf>,
+
+    /// Directory of the sockets of seccomp plugins that serve every pod [default: /run/podinit/plugins.d]
+    #[arg(long, value_name = "DIR", help_heading = "Pod")]
+    pub plugin_dir: Option<PathBuf>,
 
     /// Range of user ids of the pod's user namespace; may be repeated
     #[arg(long, value_name = "INSIDE:OUTSIDE:SIZE", value_parser = parse_mapping, help_heading = "Pod")]
@@ -240,19 +249,22 @@ fn start(
         gid_mappings: triples(&request.gid_mappings),
     };
     note.write(dir)?;
-    launch::start_server(dir, &note.runtime, &hook_flags(options)?)?;
+    launch::start_server(dir, &note.runtime, &server_flags(options)?)?;
     let client = Client::connect(&dir.socket())?;
     client.call(async |pod| pod.create_sandbox(request).await)?;
     Ok(client)
 }
 
-/// What the pod's server is told about hooks. It runs in another directory.
-fn hook_flags(options: &PodOptions) -> Result<Vec<OsString>, Failure> {
-    let mut flags = Vec::new();
-    for directory in &options.hooks_dir {
-        let path = std::path::absolute(directory);
-        let path = path.map_err(|e| Failure::io(format_args!("finding {}", directory.display()), &e))?;
-        flags.extend(["--hooks-dir".into(), path.into_os_string()]);
+/// What the pod's server is told about hooks and seccomp. It runs in another directory.
+fn server_flags(options: &PodOptions) -> Result<Vec<OsString>, Failure> {
+    let mut flags: Vec<OsString> = Vec::new();
+    let hooks = options.hooks_dir.iter().map(|path| ("--hooks-dir", path));
+    let rules = options.seccomp_rules.iter().map(|path| ("--seccomp-rules", path));
+    let plugins = options.plugin_dir.iter().map(|path| ("--plugin-dir", path));
+    for (flag, given) in hooks.chain(rules).chain(plugins) {
+        let path = std::path::absolute(given);
+        let path = path.map_err(|e| Failure::io(format_args!("finding {}", given.display()), &e))?;
+        flags.extend([flag.into(), path.into_os_string()]);
     }
     if options.hooks_socket {
         flags.push("--hooks-socket".into());
