@@ -230,12 +230,7 @@ pub async fn listen(path: &Path, request: Request, plugin: impl Plugin) -> Resul
         code: Code::Unknown,
         message: format!("listening at {}: {error}", path.display()),
     };
-    if std::os::unix::net::UnixStream::connect(path).is_err() {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
-            _ => {}
-        }
-    }
+    remove_stale(path).map_err(fail)?;
     let listener = socket::listen(path, SocketType::STREAM, 16).map_err(fail)?;
     let listener = UnixListener::from_std(listener.into()).map_err(fail)?;
     let plugin = Rc::new(plugin);
@@ -251,6 +246,20 @@ pub async fn listen(path: &Path, request: Request, plugin: impl Plugin) -> Resul
         let network = network_of_plugin(stream, Side::Server).map_err(fail)?;
         let system = RpcSystem::new(network, Some(bootstrap.client));
         tokio::task::spawn_local(async move { drop(system.await) });
+    }
+}
+
+/// Removes a socket at which nobody listens any more.
+///
+/// # Errors
+/// If it is there and cannot be removed.
+pub(super) fn remove_stale(path: &Path) -> io::Result<()> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Ok(());
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

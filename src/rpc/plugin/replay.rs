@@ -15,9 +15,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
-use super::client::{self, Notification, Verdict, fill_notification, network};
+use super::client::{self, Notification, Verdict, fill_notification, network, remove_stale};
 use super::host::refused;
-use super::remote::failure;
 use super::translate::{self, Said};
 use crate::limits::PLUGIN_ATTACH_TIMEOUT;
 use crate::rpc::client::{Code, Error};
@@ -161,7 +160,10 @@ impl Replay {
     pub async fn dial(path: &Path) -> Result<Self, Error> {
         let stream = socket::connect_now(path, SocketType::STREAM)
             .and_then(|stream| network(UnixStream::from_std(stream.into())?, Side::Client))
-            .map_err(|error| Error::connect(path, &error))?;
+            .map_err(|error| Error {
+                code: Code::Disconnected,
+                message: format!("no plugin can be reached at {}: {error}", path.display()),
+            })?;
         let stage = Rc::new(Stage::default());
         let mut system = RpcSystem::new(stream, None);
         let program: wire::plugin_program::Client = system.bootstrap(Side::Server);
@@ -173,6 +175,7 @@ impl Replay {
     }
 
     /// Listens at `path`, as a pod does, until a plugin has dialled in and registered.
+    /// A socket that an earlier run left behind is replaced.
     ///
     /// # Errors
     /// If the socket cannot be made, or the plugin's connection ends.
@@ -181,8 +184,9 @@ impl Replay {
             code: Code::Unknown,
             message: format!("listening at {}: {error}", path.display()),
         };
-        let _removed = Remove(path.to_owned());
+        remove_stale(path).map_err(fail)?;
         let listener = socket::listen(path, SocketType::STREAM, 1).map_err(fail)?;
+        let _removed = Remove(path.to_owned());
         let listener = UnixListener::from_std(listener.into()).map_err(fail)?;
         let (stream, _) = listener.accept().await.map_err(fail)?;
         let stage = Rc::new(Stage::default());
@@ -313,6 +317,14 @@ impl Registered {
     }
 }
 
+/// Why a plugin has not answered, all of it: its author reads it.
+fn failure(error: &capnp::Error) -> PluginFailure {
+    match error.kind {
+        capnp::ErrorKind::Disconnected => PluginFailure::Gone,
+        _ => PluginFailure::Failed(error.to_string()),
+    }
+}
+
 /// A session of which nothing is known.
 fn nameless(id: u64) -> Session {
     Session {
@@ -352,5 +364,18 @@ impl Drop for Remove {
     fn drop(&mut self) {
         // It may be gone already.
         std::fs::remove_file(&self.0).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::PLUGIN_REASON_BYTES_MAX;
+
+    #[test]
+    fn what_a_plugin_failed_with_is_told_to_its_end() {
+        let trace = format!("{}\nKeyError: 'what'", "line\n".repeat(PLUGIN_REASON_BYTES_MAX));
+        let PluginFailure::Failed(told) = failure(&capnp::Error::failed(trace)) else { panic!("another") };
+        assert!(told.ends_with("\nKeyError: 'what'"), "{told}");
     }
 }
