@@ -3,9 +3,11 @@
 
 mod common;
 
-use std::process::{Command, Output};
+use std::cell::RefCell;
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output, Stdio};
 
-use common::Pod;
+use common::{Pod, eventually};
 use serde_json::Value;
 
 const MKDIR: [&str; 2] = ["mkdir", "mkdirat"];
@@ -117,4 +119,87 @@ fn a_rule_that_waits_for_its_plugin_is_listed_as_such() {
     assert_eq!(missing(&json(&pod, &["ls"])), ["[]", r#"["guard","other"]"#]);
     let text = printed(&pod, &["ls"]);
     assert!(text.lines().any(|line| line.contains("rest") && line.ends_with("guard,other")), "{text}");
+}
+
+/// A command that needs no pod: exit code, standard output and standard error.
+fn alone(line: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(common::binary()).arg("seccomp").args(line).output().expect("the binary runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_other_socket_of_a_pod_is_told_from_an_older_pod() {
+    let pod = Pod::start();
+    let (conmon, plugins) = (pod.socket(), pod.run_dir().join("plugins.sock"));
+    for (line, wanted) in [
+        (&["ls", "--socket", plugins.to_str().unwrap()][..], "name conmon.sock"),
+        (&["profile", "c", "--socket", plugins.to_str().unwrap()], "name conmon.sock"),
+        (
+            &["answer", "--syscall", "mkdir", "--verdict", "pass", "--socket", conmon.to_str().unwrap()],
+            "name plugins.sock",
+        ),
+    ] {
+        let (code, _, said) = alone(line);
+        assert_eq!(code, Some(1), "{line:?}: {said}");
+        assert!(said.contains(wanted) && !said.contains("older"), "{line:?}: {said}");
+    }
+    let (code, _, said) = alone(&["ls"]);
+    assert!(code == Some(2) && said.contains("--socket"), "{said}");
+}
+
+#[test]
+fn a_directory_of_rules_is_checked_as_a_whole() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().to_str().unwrap();
+    let write = |name: &str, rule: &str| {
+        let text = format!(r#"{{"version": 1, "rules": [{{"name": "r", {rule}}}]}}"#);
+        std::fs::write(place.path().join(name), text).unwrap();
+    };
+    write("a.json", r#""do": "deny""#);
+    assert_eq!(alone(&["check", path]), (Some(0), "nothing found\n".to_owned(), String::new()));
+    assert_eq!(alone(&["check", path, "--output", "json"]).1.trim(), "[]");
+    write("b.json", r#""do": "deny""#);
+    let (code, found, _) = alone(&["check", path]);
+    assert!(code == Some(0) && found.contains("duplicate-name"), "{found}");
+    write("c.json", r#""do": "deny", "match": {"syscalls": []}"#);
+    let (code, _, said) = alone(&["check", path]);
+    assert!(code == Some(1) && said.contains("c.json") && said.contains("restricts nothing"), "{said}");
+}
+
+#[test]
+fn a_replay_that_compared_nothing_has_not_found_what_was_expected() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let (calls, socket) = (path("calls.json"), path("socket"));
+    // Of one that was killed while it waited.
+    drop(UnixListener::bind(&socket).unwrap());
+    let (code, _, said) = alone(&["replay", "--plugin", &socket, "/dev/null"]);
+    assert!(
+        code == Some(1) && said.contains("no plugin can be reached") && !said.contains("the pod"),
+        "{said}"
+    );
+    let answer = ["answer", "--socket", &socket, "--syscall", "mkdir", "--verdict", "errno:EROFS"];
+    for (recorded, is_expected) in [
+        (r#"{"notification": {"name": "mkdir"}, "verdict": {"errno": 30}}"#, true),
+        (r#"{"notification": {"name": "mkdir"}, "verdict": {"errno": 1}}"#, false),
+        (r#"{"name": "mkdir"}"#, false),
+        ("", false),
+    ] {
+        std::fs::write(&calls, recorded).unwrap();
+        let mut replay = Command::new(common::binary());
+        replay.args(["seccomp", "replay", "--expect", "--serve", &socket, &calls]);
+        let replay = replay.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a replay");
+        let replay = RefCell::new(replay);
+        eventually(|| {
+            alone(&answer);
+            replay.borrow_mut().try_wait().unwrap().is_some()
+        });
+        let replayed = replay.into_inner().wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&replayed.stderr);
+        assert!(said.contains("waiting for a plugin"), "{said}");
+        assert_eq!(replayed.status.success(), is_expected, "{recorded}: {said}");
+        // The next one begins where one was killed.
+        drop(UnixListener::bind(&socket).unwrap());
+    }
 }

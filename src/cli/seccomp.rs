@@ -5,17 +5,19 @@ mod answer;
 mod check;
 mod replay;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::exit::Failure;
 use super::find::{self, find, reach};
 use super::names::Reference;
 use super::output::{self, Format, Row};
 use super::people::Globals;
-use crate::rpc::client::{Client, SeccompPlugin, SeccompRecorded, SeccompRow, SeccompStats};
+use crate::limits::LISTING_TIMEOUT;
+use crate::rpc::client::{Client, Code, SeccompPlugin, SeccompRecorded, SeccompRow, SeccompStats};
 use crate::rpc::plugin::client::{Record, Selector, Session, Verdict};
 use crate::seccomp::syscall::errno_name;
 
@@ -59,7 +61,9 @@ before there was one.";
 
 const PROFILE_HELP: &str = "\
 The profile allows the calls that were recorded, and refuses all others: join it with the profile that
-notified of them. A call that libseccomp has no name for is not in it; --output table shows its number.";
+notified of them. A call that libseccomp has no name for is not in it; --output table shows its number.
+
+Of a container that was removed, name the pod, too: POD/CONTAINER.";
 
 const STATS_HELP: &str = "\
 The first table is of whole calls: what they were answered, and how long they waited for it, from their
@@ -69,28 +73,44 @@ it was not asked about, because it had failed too often, are counted as `not ask
 what nobody decided.
 
 With --output json the tables are `calls` and `rows`; entry n of a histogram is those that took less than
-2^n microseconds and are in no entry before.";
+2^n microseconds and are in no entry before. `gone` is calls whose process was gone, or interrupted, before
+they could be received; `suspended` is what the table has as `not asked`.";
 
 /// Which pod is asked.
 #[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
 pub struct Whom {
     /// The pod
-    #[arg(required_unless_present = "socket")]
     pod: Option<String>,
 
-    /// The socket of a pod that is not one of podinit's own
-    #[arg(long, value_name = "PATH", conflicts_with = "pod")]
+    /// conmon.sock of a pod that is not one of podinit's own
+    #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }
 
 impl Whom {
     fn reach(&self, globals: &Globals) -> Result<Client, Failure> {
         match (&self.socket, &self.pod) {
-            (Some(socket), _) => Ok(Client::connect(socket)?),
+            (Some(socket), _) => connect(socket),
             (None, Some(pod)) => Ok(reach(globals.root()?.pod(pod)?)?.client),
             // clap asks for one of the two.
             (None, None) => Err(Failure::usage("which pod?")),
         }
+    }
+}
+
+/// Connects to a pod by the name of its socket.
+fn connect(socket: &Path) -> Result<Client, Failure> {
+    let client = Client::connect(socket)?;
+    let asked = client.call(async |pod| timeout(LISTING_TIMEOUT, pod.version()).await);
+    match asked {
+        // A pod has more than one socket.
+        Ok(Err(error)) if error.code == Code::NotSupported => Err(Failure::new(format!(
+            "{} is no pod's main socket: name conmon.sock in its directory",
+            socket.display()
+        ))),
+        // Whatever else is wrong, the command's own question meets it.
+        _ => Ok(client),
     }
 }
 
@@ -147,7 +167,7 @@ pub struct ProfileArgs {
     /// The container
     container: Reference,
 
-    /// The socket of its pod, if that is not one of podinit's own
+    /// conmon.sock of its pod, if that is not one of podinit's own
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
@@ -224,10 +244,16 @@ impl Row for SeccompPlugin {
             self.priority.to_string(),
             self.name.clone(),
             format!("{} ms", self.deadline_ms),
-            self.on_failure.clone(),
+            policy(&self.on_failure),
             self.missing.join(","),
         ]
     }
+}
+
+/// What happens to calls that a plugin fails at, with the errno's name for its number.
+fn policy(text: &str) -> String {
+    let number = text.strip_prefix("errno:").and_then(|number| number.parse().ok());
+    number.and_then(errno_name).unwrap_or_else(|| text.to_owned())
 }
 
 fn ls(globals: &Globals, args: &LsArgs) -> Result<(), Failure> {
@@ -317,10 +343,19 @@ fn outcome(verdict: &Verdict) -> String {
 fn profile(globals: &Globals, args: &ProfileArgs) -> Result<(), Failure> {
     let (client, id) = match (&args.socket, &args.container.pod) {
         (None, _) => {
-            let found = find(&globals.root()?, &args.container)?;
+            let found = find(&globals.root()?, &args.container).map_err(|failure| match failure {
+                Failure::Said { code, message } if args.container.pod.is_none() => Failure::Said {
+                    code,
+                    message: format!(
+                        "{message}; what was recorded of one that was removed has POD/{}",
+                        args.container.container
+                    ),
+                },
+                failure => failure,
+            })?;
             (found.pod.client, found.id)
         }
-        (Some(socket), None) => (Client::connect(socket)?, args.container.container.clone()),
+        (Some(socket), None) => (connect(socket)?, args.container.container.clone()),
         (Some(_), Some(_)) => return Err(Failure::usage("--socket is the pod: name the container alone")),
     };
     let format = match args.output {

@@ -1,12 +1,13 @@
 //! `podinit seccomp answer`: a plugin without a program.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
 use super::super::exit::Failure;
+use crate::rpc::client::{Code, Error};
 use crate::rpc::plugin::client::{
     Call, Comparison, OnFailure, Operation, Plugin, Request, Verdict, dial_in, listen, run as run_plugin,
 };
@@ -17,7 +18,11 @@ pub(super) const HELP: &str = "\
 Verdicts: errno:NAME (or errno:NUMBER), return:VALUE, continue, kill, pass. `continue` lets the kernel
 make the call with whatever its pointers point to by then: use it for what registers alone decide.
 
-Prints one line, `registered`, when it decides. Ends when the pod does; with --listen, never.";
+Numbers of --if are decimal, or hexadecimal after 0x. Of an argument of 32 bits only the lower half counts:
+0&0xffffffff=8 compares no more than that.
+
+Prints one line, `registered`, when it decides; with --listen, for each pod. Ends when the pod does; with
+--listen, never.";
 
 /// `seccomp answer`.
 #[derive(Debug, Args)]
@@ -38,8 +43,8 @@ pub struct AnswerArgs {
     #[arg(long = "container", value_name = "ID")]
     containers: Vec<String>,
 
-    /// Only where an argument has a value; may be given several times
-    #[arg(long = "if", value_name = "ARGUMENT=VALUE", value_parser = condition)]
+    /// Only where an argument, or the bits MASK of it, have a value; may be given several times
+    #[arg(long = "if", value_name = "ARGUMENT[&MASK]=VALUE", value_parser = condition)]
     conditions: Vec<Comparison>,
 
     /// What to say
@@ -72,14 +77,24 @@ pub struct AnswerArgs {
 }
 
 fn condition(text: &str) -> Result<Comparison, String> {
-    let wrong = || format!("{text:?} is not ARGUMENT=VALUE, such as 0=8");
-    let (argument, value) = text.split_once('=').ok_or_else(wrong)?;
-    Ok(Comparison {
-        argument: argument.parse().map_err(|_| wrong())?,
-        operation: Operation::Equal,
-        values: vec![value.parse().map_err(|_| wrong())?],
-        mask: 0,
-    })
+    let parsed = || {
+        let (left, value) = text.split_once('=')?;
+        let (argument, mask) = match left.split_once('&') {
+            // A mask of 0 stands for all bits on the wire.
+            Some((argument, mask)) => (argument, number(mask).filter(|mask| *mask != 0)?),
+            None => (left, u64::MAX),
+        };
+        let (argument, values) = (argument.parse().ok()?, vec![number(value)?]);
+        Some(Comparison { argument, operation: Operation::Equal, values, mask })
+    };
+    parsed().ok_or_else(|| format!("{text:?} is not ARGUMENT[&MASK]=VALUE, such as 0=8 or 0&0xff=0x1f"))
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
 }
 
 fn parse_verdict(text: &str) -> Result<Verdict, String> {
@@ -118,6 +133,17 @@ fn say_registered() {
     writeln!(std::io::stdout(), "registered").ok();
 }
 
+/// A refusal, in words for who may have named the other of a pod's sockets.
+fn told(error: Error, socket: &Path) -> Failure {
+    match error.code {
+        Code::NotSupported => Failure::new(format!(
+            "{} is no socket for plugins: name plugins.sock in the pod's directory",
+            socket.display()
+        )),
+        _ => error.into(),
+    }
+}
+
 impl Plugin for Answer {
     async fn decide(&self, _: Call) -> Verdict {
         if !self.delay.is_zero() {
@@ -153,6 +179,7 @@ pub(super) fn run(args: AnswerArgs) -> Result<(), Failure> {
     request.selector.comparisons = args.conditions;
     request.selector.containers = args.containers;
     let (socket, is_listener) = (args.socket, args.listen);
+    let named = socket.clone();
     let answer = Answer { verdict: args.verdict, delay: Duration::from_millis(args.delay), is_listener };
     let ended = run_plugin(async move {
         if is_listener {
@@ -162,12 +189,23 @@ pub(super) fn run(args: AnswerArgs) -> Result<(), Failure> {
         say_registered();
         plugged.ended().await
     });
-    Ok(ended?)
+    ended.map_err(|error| told(error, &named))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn conditions_have_masks_and_hexadecimal_numbers() {
+        let parsed = |text: &str| condition(text).map(|is| (is.argument, is.mask, is.values[0]));
+        assert_eq!(parsed("0=8"), Ok((0, u64::MAX, 8)));
+        assert_eq!(parsed("0=0x10000000"), Ok((0, u64::MAX, 0x1000_0000)));
+        assert_eq!(parsed("5&0xffffffff=7"), Ok((5, 0xffff_ffff, 7)));
+        for wrong in ["", "0", "=8", "0=", "0=0x", "0=-1", "0&=1", "0&0=0", "x=1"] {
+            assert!(condition(wrong).unwrap_err().contains("is not ARGUMENT"), "{wrong}");
+        }
+    }
 
     #[test]
     fn verdicts_have_words() {
