@@ -238,11 +238,11 @@ fn connect_in_python() {
     connects_to_a_list(python);
 }
 
-fn tells_of_every_pod(language: Language) {
-    RUNTIMES.iter().for_each(|runtime| tells_of_every_pod_under(runtime, language));
+fn tells_of_every_pod(language: Language, tells_pod: bool) {
+    RUNTIMES.iter().for_each(|runtime| tells_of_every_pod_under(runtime, language, tells_pod));
 }
 
-fn tells_of_every_pod_under(runtime: &str, language: Language) {
+fn tells_of_every_pod_under(runtime: &str, language: Language, tells_pod: bool) {
     let place = Place::new();
     let directory: PathBuf = place.path("tmp").join("plugins.d");
     std::fs::create_dir(&directory).unwrap();
@@ -261,6 +261,10 @@ fn tells_of_every_pod_under(runtime: &str, language: Language) {
     let id = pod.id("c");
     let line = said.lines().map(Result::unwrap).find(|line| line.contains("mkdir")).expect("a record");
     assert!(line.contains(&id) && line.contains("default"), "{line}");
+    if tells_pod {
+        let pod = pod.run_dir().file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(line.split(' ').next(), Some(pod.as_str()), "{line}");
+    }
     drop(plugin);
     std::fs::remove_file(&socket).unwrap();
     let stopped = pod.call(async |client| client.stop_container(&id, 9, 0).await);
@@ -269,15 +273,27 @@ fn tells_of_every_pod_under(runtime: &str, language: Language) {
 
 #[test]
 fn trace_in_rust() {
-    tells_of_every_pod(rust);
+    tells_of_every_pod(rust, false);
 }
 
 #[test]
 fn trace_in_go() {
-    tells_of_every_pod(go);
+    tells_of_every_pod(go, true);
 }
 
 #[test]
 fn trace_in_python() {
-    tells_of_every_pod(python);
+    tells_of_every_pod(python, true);
+}
+
+#[test]
+fn without_a_socket_there_is_a_line_on_how_to_start_it() {
+    let place = Place::new();
+    for language in [go as Language, python] {
+        let Some(mut command) = language(&place, "mknod") else { continue };
+        let output = command.output().expect("a plugin");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.starts_with("usage: mknod"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
 }

@@ -5,6 +5,7 @@ package plugins
 import (
 	"context"
 	"fmt"
+	"log"
 	"net"
 	"os"
 	"sync"
@@ -21,9 +22,9 @@ type Decider interface {
 	Decide(ctx context.Context, call *Call, verdict plugin.Verdict) error
 }
 
-// Observer hears of verdicts.
+// Observer hears of verdicts about a pod's calls.
 type Observer interface {
-	Observe(records plugin.Record_List, lost uint64) error
+	Observe(pod string, records plugin.Record_List, lost uint64) error
 }
 
 // Call is a system call that waits for a verdict.
@@ -42,6 +43,7 @@ type Served struct {
 	mutex    sync.Mutex
 	sessions map[uint64]plugin.Target
 	exchange string
+	pod      string
 }
 
 // Synchronise hears of all sessions.
@@ -53,6 +55,9 @@ func (s *Served) Synchronise(_ context.Context, call plugin.SeccompPlugin_synchr
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	if s.exchange, err = host.DescriptorSocket(); err != nil {
+		return err
+	}
+	if s.pod, err = host.PodId(); err != nil {
 		return err
 	}
 	s.sessions = map[uint64]plugin.Target{}
@@ -122,7 +127,10 @@ func (s *Served) Observe(_ context.Context, call plugin.SeccompPlugin_observe) e
 	if err != nil {
 		return err
 	}
-	return s.Observer.Observe(records, call.Args().Lost())
+	s.mutex.Lock()
+	pod := s.pod
+	s.mutex.Unlock()
+	return s.Observer.Observe(pod, records, call.Args().Lost())
 }
 
 func (s *Served) call(notification plugin.Notification) (*Call, error) {
@@ -284,6 +292,22 @@ func register(ctx context.Context, host plugin.PluginHost, request Request, serv
 		return plugin.Registration{}, err
 	}
 	return answer.Registration().AddRef(), nil
+}
+
+// Arguments are the program's own, the socket and what comes after it.
+func Arguments(usage string) []string {
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "usage:", usage)
+		os.Exit(2)
+	}
+	return os.Args[1:]
+}
+
+// End ends the program with what its plugin ended with.
+func End(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
 }
 
 // DialIn registers with one pod, and stays until it ends.

@@ -10,9 +10,8 @@ another thread could put another address in place.
 
 import asyncio
 import socket
-import sys
 
-from podinit_plugin import EACCES, Plugin, address, dial_in, errno, run
+from podinit_plugin import EACCES, Plugin, address, arguments, dial_in, errno, run
 
 
 def parse(text):
@@ -41,14 +40,14 @@ class Connect(Plugin):
         return errno(failed) if failed else {"returnValue": 0}
 
 
-async def main():
+async def main(where, *allowed):
     request = {
         "name": "connect-py",
         "selector": {"syscalls": ["connect"]},
         "decode": True,
         "deadlineMs": 180000,
     }
-    await dial_in(sys.argv[1], request, Connect({parse(text) for text in sys.argv[2:]}))
+    await dial_in(where, request, Connect({parse(text) for text in allowed}))
 
 
-run(main())
+run(main(*arguments("connect.py SOCKET ADDRESS:PORT...")))

@@ -11,9 +11,8 @@ decides.
 
 import os
 import stat
-import sys
 
-from podinit_plugin import EACCES, EFAULT, EPERM, Plugin, dial_in, errno, run, text
+from podinit_plugin import EACCES, EFAULT, EPERM, Plugin, arguments, dial_in, errno, run, text
 
 # Major and minor of null, zero, full, random and urandom.
 HARMLESS = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)}
@@ -90,14 +89,14 @@ class Mknod(Plugin):
             os.close(node)
 
 
-async def main():
+async def main(socket):
     request = {
         "name": "mknod-py",
         "selector": {"syscalls": ["mknod", "mknodat"]},
         "allowContinue": True,
         "decode": True,
     }
-    await dial_in(sys.argv[1], request, Mknod())
+    await dial_in(socket, request, Mknod())
 
 
-run(main())
+run(main(*arguments("mknod.py SOCKET")))

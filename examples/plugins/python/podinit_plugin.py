@@ -8,6 +8,8 @@ import asyncio
 import os
 import pathlib
 import socket
+import sys
+import traceback
 
 import capnp
 
@@ -27,9 +29,11 @@ class Plugin(schema.SeccompPlugin.Server):
     def __init__(self):
         self.sessions = {}
         self.descriptors = None
+        self.pod = None
 
     async def synchronise(self, host, sessions, **kwargs):
         self.descriptors = host.descriptorSocket
+        self.pod = host.podId
         self.sessions = {session.id: session.target for session in sessions}
 
     async def sessionOpened(self, session, **kwargs):
@@ -39,7 +43,12 @@ class Plugin(schema.SeccompPlugin.Server):
         self.sessions.pop(session, None)
 
     async def decide(self, notifications, **kwargs):
-        return list(await asyncio.gather(*[self.verdict(one) for one in notifications]))
+        try:
+            return list(await asyncio.gather(*[self.verdict(one) for one in notifications]))
+        except Exception:
+            # The monitor is told, and keeps no more than the beginning.
+            traceback.print_exc()
+            raise
 
     async def verdict(self, notification):
         return {"passOn": None}
@@ -77,6 +86,14 @@ def address(notification, argument):
                 family = socket.AF_INET if kind == "inet" else socket.AF_INET6
                 return family, socket.inet_ntop(family, bytes(where.address)), where.port
     return None
+
+
+def arguments(usage):
+    """The program's own arguments: the socket and what comes after it."""
+    if len(sys.argv) < 2:
+        print("usage:", usage, file=sys.stderr)
+        sys.exit(2)
+    return sys.argv[1:]
 
 
 async def dial_in(path, request, plugin):

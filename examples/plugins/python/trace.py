@@ -8,20 +8,21 @@ It listens, and every pod's monitor connects to it.
 
 import sys
 
-from podinit_plugin import Plugin, listen, run
+from podinit_plugin import Plugin, arguments, listen, run
 
 
 class Trace(Plugin):
     async def observe(self, records, lost, **kwargs):
         for record in records:
             call = record.notification
-            print(call.container, call.name, record.verdict.which(), record.decidedBy, record.latencyUs, flush=True)
+            said = (call.name, record.verdict.which(), record.decidedBy, record.latencyUs)
+            print(self.pod, call.container, *said, flush=True)
         if lost:
             print(lost, "records were lost", file=sys.stderr)
 
 
-async def main():
-    await listen(sys.argv[1], {"name": "trace-py", "kind": "observer"}, Trace)
+async def main(socket):
+    await listen(socket, {"name": "trace-py", "kind": "observer"}, Trace)
 
 
-run(main())
+run(main(*arguments("trace.py SOCKET")))

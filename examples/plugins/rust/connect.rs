@@ -6,7 +6,7 @@
 //! a way around it. The plugin makes the connection itself, with the address that
 //! it judged, on a copy of the process's socket: were the call continued, another
 //! thread could put another address in place.
-#![allow(missing_docs, reason = "a program")]
+#![allow(missing_docs, clippy::print_stdout, reason = "a program")]
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -54,6 +54,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let socket = arguments.next().ok_or("usage: connect SOCKET ADDRESS:PORT...")?;
     let allowed = arguments.map(|address| address.parse()).collect::<Result<_, _>>()?;
     let request = Request { deadline_ms: 180_000, ..Request::new("connect", &["connect"]) };
-    let plugged = async { dial_in(socket.as_ref(), request, Connect { allowed }).await?.ended().await };
-    Ok(run(plugged)?)
+    Ok(run(async {
+        let plugged = dial_in(socket.as_ref(), request, Connect { allowed }).await?;
+        println!("registered");
+        plugged.ended().await
+    })?)
 }

@@ -6,7 +6,7 @@
 //! refused, and so is one in a directory that is neither the process's own nor open to
 //! everybody, unless root asks; what is no device is left to the kernel, which the mode,
 //! a register, decides.
-#![allow(missing_docs, reason = "a program")]
+#![allow(missing_docs, clippy::print_stdout, reason = "a program")]
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -100,5 +100,9 @@ fn main() -> Result<(), Error> {
     // The mode is the process's to choose, its umask has been applied by nobody yet.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let request = Request { allow_continue: true, ..Request::new("mknod", &["mknod", "mknodat"]) };
-    run(async { dial_in(socket.as_ref(), request, Mknod).await?.ended().await })
+    run(async {
+        let plugged = dial_in(socket.as_ref(), request, Mknod).await?;
+        println!("registered");
+        plugged.ended().await
+    })
 }

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"log"
 	"net/netip"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -80,7 +79,8 @@ func address(call *plugins.Call) (netip.AddrPort, bool) {
 
 func main() {
 	allowed := connect{}
-	for _, text := range os.Args[2:] {
+	arguments := plugins.Arguments("connect SOCKET ADDRESS:PORT...")
+	for _, text := range arguments[1:] {
 		where, err := netip.ParseAddrPort(text)
 		if err != nil {
 			log.Fatal(err)
@@ -92,5 +92,5 @@ func main() {
 		request.SetDeadlineMs(180_000)
 		return errors.Join(request.SetName("connect-go"), plugins.Syscalls(request, "connect"))
 	}
-	log.Fatal(plugins.DialIn(os.Args[1], request, &plugins.Served{Decider: allowed}))
+	plugins.End(plugins.DialIn(arguments[0], request, &plugins.Served{Decider: allowed}))
 }

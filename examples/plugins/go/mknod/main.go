@@ -11,8 +11,6 @@ package main
 import (
 	"context"
 	"errors"
-	"log"
-	"os"
 	"path"
 	"strings"
 
@@ -139,5 +137,6 @@ func main() {
 		request.SetDecode(true)
 		return errors.Join(request.SetName("mknod-go"), plugins.Syscalls(request, "mknod", "mknodat"))
 	}
-	log.Fatal(plugins.DialIn(os.Args[1], request, &plugins.Served{Decider: mknod{}}))
+	arguments := plugins.Arguments("mknod SOCKET")
+	plugins.End(plugins.DialIn(arguments[0], request, &plugins.Served{Decider: mknod{}}))
 }

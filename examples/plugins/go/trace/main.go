@@ -7,7 +7,6 @@ package main
 
 import (
 	"fmt"
-	"log"
 	"os"
 
 	plugins "podinit.example/plugins"
@@ -16,7 +15,7 @@ import (
 
 type trace struct{}
 
-func (trace) Observe(records plugin.Record_List, lost uint64) error {
+func (trace) Observe(pod string, records plugin.Record_List, lost uint64) error {
 	for i := range records.Len() {
 		record := records.At(i)
 		notification, err := record.Notification()
@@ -30,7 +29,7 @@ func (trace) Observe(records plugin.Record_List, lost uint64) error {
 		container, _ := notification.Container()
 		name, _ := notification.Name()
 		by, _ := record.DecidedBy()
-		fmt.Println(container, name, verdict.Which(), by, record.LatencyUs())
+		fmt.Println(pod, container, name, verdict.Which(), by, record.LatencyUs())
 	}
 	if lost > 0 {
 		fmt.Fprintln(os.Stderr, lost, "records were lost")
@@ -43,7 +42,7 @@ func main() {
 		request.SetKind(plugin.RegistrationRequest_Kind_observer)
 		return request.SetName("trace-go")
 	}
-	log.Fatal(plugins.Listen(os.Args[1], request, func() *plugins.Served {
+	plugins.End(plugins.Listen(plugins.Arguments("trace SOCKET")[0], request, func() *plugins.Served {
 		return &plugins.Served{Observer: trace{}}
 	}))
 }
