@@ -244,7 +244,11 @@ impl Pending {
         let refused = kernel::Answer::Errno(errno);
         match kernel::answer(self.live.listener.as_fd(), self.received.id, refused) {
             Ok(()) => Outcome::Failed(errno),
-            Err(_) => Outcome::Interrupted,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Outcome::Interrupted,
+            Err(error) => {
+                ::log::error!("cannot answer a call of {}: {error}", self.live.session.container);
+                Outcome::Failed(errno)
+            }
         }
     }
 

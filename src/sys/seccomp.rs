@@ -136,9 +136,9 @@ pub fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<(
     };
     let mut response = libc::seccomp_notif_resp { id, val, error, flags };
     let response = &raw mut response;
-    // SAFETY: the kernel reads one `seccomp_notif_resp`, which `response` points to.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, response) };
-    check(result).map(drop)
+    // SAFETY: the kernel reads one `seccomp_notif_resp`, which `response` points to each time.
+    let send = || unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, response) };
+    check_uninterrupted(send).map(drop)
 }
 
 /// Whether call `id` still waits.
@@ -147,9 +147,9 @@ pub fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<(
 /// What ioctl(2) says, but for `ENOENT`, which is false.
 pub fn is_waiting(listener: BorrowedFd<'_>, id: u64) -> io::Result<bool> {
     let id = &raw const id;
-    // SAFETY: the kernel reads one u64, which `id` points to.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, id) };
-    match check(result) {
+    // SAFETY: the kernel reads one u64, which `id` points to each time.
+    let ask = || unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, id) };
+    match check_uninterrupted(ask) {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
@@ -196,6 +196,38 @@ pub fn is_listener(fd: BorrowedFd<'_>) -> bool {
     name.is_ok_and(|name| name.as_os_str() == "anon_inode:seccomp notify")
 }
 
+/// The result of `call`, which a signal does not end: while another thread calls or is
+/// answered at the same listener, the kernel waits for it, and gives up for a signal.
+fn check_uninterrupted(call: impl Fn() -> libc::c_int) -> io::Result<libc::c_int> {
+    loop {
+        match check(call()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_signal_ends_neither_an_answer_nor_a_question() {
+        let signals = Cell::new(3);
+        let result = check_uninterrupted(|| {
+            if signals.get() == 0 {
+                return 5;
+            }
+            signals.set(signals.get() - 1);
+            nix::errno::Errno::EINTR.set();
+            -1
+        });
+        assert_eq!((result.unwrap(), signals.get()), (5, 0));
+    }
 }
