@@ -584,7 +584,9 @@ impl Broker {
         let kernel::Call { arch, syscall, .. } = pending.received;
         if outcome == Outcome::Interrupted {
             count(&self.interrupted);
-            count(&route.map_or(&self.by_default, |route| &route.counters).interrupted);
+            if let Some(route) = route {
+                count(&route.counters.interrupted);
+            }
         } else {
             count(&self.answered);
             self.calls.said(arch, syscall, verdict, took);

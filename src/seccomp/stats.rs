@@ -132,7 +132,8 @@ pub struct Entry {
     pub syscall: String,
     /// `AUDIT_ARCH_*`.
     pub arch: u32,
-    /// What was decided. Of a failure it is what the failure led to.
+    /// What was decided, whether or not it could be carried out. Of a failure it is what
+    /// the failure led to.
     pub verdict: VerdictKind,
     /// How long it took: in [`Stats::entries`] from when it was asked, in [`Stats::calls`]
     /// from when the call was received, until it was answered.
