@@ -457,17 +457,21 @@ pub const SECCOMP_STATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Runtimes that are received from at a time; more wait in the socket's backlog.
 pub const SECCOMP_ARRIVALS_MAX: usize = 64;
 
-/// Listeners of one pod: one for each container and for each exec that runs.
+/// Listeners of one pod: one for each container and for each exec that runs. A
+/// container gets another one only while it has fewer than are left.
 pub const SECCOMP_SESSIONS_MAX: usize = 4096;
 
 /// Bytes of all their descriptions together. Each exec brings its container's
-/// annotations again.
+/// annotations again. A container gets no more of them than it leaves.
 pub const SECCOMP_SESSIONS_BYTES_MAX: usize = 32 << 20;
 
-/// Calls of one listener, and of one pod, that wait for a verdict. Beyond it the
-/// kernel keeps them; each of ours ends at a deadline and makes room.
-pub const SECCOMP_SESSION_CALLS_MAX: usize = 1024;
-/// See [`SECCOMP_SESSION_CALLS_MAX`].
+/// Calls of one container, over all its listeners, that wait for a verdict. Beyond it
+/// the kernel keeps them, until one of ours is answered: most end at a deadline, but a
+/// call whose target does not run to take a descriptor waits as long as that, and one
+/// that waits for the first plugin as long as the rules say.
+pub const SECCOMP_CONTAINER_CALLS_MAX: usize = 1024;
+/// The same of all containers of a pod. A container gets another one only while it has
+/// fewer than are left, but one in any case: so there can be one more for each container.
 pub const SECCOMP_CALLS_MAX: usize = 8192;
 
 /// How long seccomp's thread stays with listeners that call again and again before
@@ -487,6 +491,11 @@ pub const SECCOMP_SOON: Duration = Duration::from_micros(200);
 /// How often, while there are as many, those are looked for that nobody waits for
 /// any more: the kernel does not tell of an interruption.
 pub const SECCOMP_SWEEP_PERIOD: Duration = Duration::from_millis(100);
+/// How long they are looked for at a time, and how long everything else then has its
+/// turn: the kernel takes up to 10 µs for one of 1024 calls of a listener.
+pub const SECCOMP_SWEEP_TURN: Duration = Duration::from_millis(1);
+/// See [`SECCOMP_SWEEP_TURN`].
+pub const SECCOMP_SWEEP_PAUSE: Duration = Duration::from_millis(4);
 
 /// How often calls that wait are looked through for those whose thread does not wait
 /// any more. Until then they count as open for their plugin.

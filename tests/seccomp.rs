@@ -243,7 +243,7 @@ fn a_plugin_that_leaves_with_calls_pending_leaves_none_hanging() {
 #[test]
 fn calls_beyond_the_limit_wait_their_turn() {
     let own = Own::start();
-    const THREADS: usize = podinit::limits::SECCOMP_SESSION_CALLS_MAX + 50;
+    const THREADS: usize = podinit::limits::SECCOMP_CONTAINER_CALLS_MAX + 50;
     own.plugin(Registration { on_failure: OnFailure::Next, ..registration("leaves", &PPID) }, |_, _| never());
     own.plugin(Registration { priority: 1, ..registration("stays", &PPID) }, |_, _| {
         ready(Verdict::Return(4))
@@ -254,7 +254,7 @@ fn calls_beyond_the_limit_wait_their_turn() {
         let threads: Vec<_> = (0..THREADS).map(|_| thread()).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
-    let full = podinit::limits::SECCOMP_SESSION_CALLS_MAX;
+    let full = podinit::limits::SECCOMP_CONTAINER_CALLS_MAX;
     own.until("no more are taken", |stats| stats.open == full);
     own.withdraw("leaves");
     assert_eq!(threads.join().unwrap(), [4; THREADS]);

@@ -68,8 +68,8 @@ pub enum ArrivalError {
     },
     /// Too many listeners.
     #[error(
-        "there are {SECCOMP_SESSIONS_MAX} seccomp listeners in this pod already, or their descriptions \
-         take more than {SECCOMP_SESSIONS_BYTES_MAX} bytes"
+        "too many seccomp listeners: a pod has {SECCOMP_SESSIONS_MAX}, whose descriptions take \
+         {SECCOMP_SESSIONS_BYTES_MAX} bytes, and one container no more of them than it leaves"
     )]
     TooMany,
 }

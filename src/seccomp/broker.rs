@@ -17,17 +17,16 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{Mutex, Notify, broadcast, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::builtin;
 use super::call::Pending;
-use super::foreign::Closer;
 use super::linger::Pace;
 use super::live::Live;
 use super::notification::{Session, SessionId};
@@ -43,9 +42,9 @@ use super::thread::StopRequest;
 use super::verdict::{OnFailure, Verdict};
 use super::worker::Workers;
 use crate::limits::{
-    SECCOMP_CALLS_MAX, SECCOMP_CHANGES_QUEUE_MAX, SECCOMP_CHECK_PERIOD, SECCOMP_COUNTED_CALLS_MAX,
-    SECCOMP_REGISTRATIONS_MAX, SECCOMP_SESSION_CALLS_MAX, SECCOMP_SESSIONS_BYTES_MAX, SECCOMP_SESSIONS_MAX,
-    SECCOMP_TAPS_MAX,
+    SECCOMP_CALLS_MAX, SECCOMP_CHANGES_QUEUE_MAX, SECCOMP_CHECK_PERIOD, SECCOMP_CONTAINER_CALLS_MAX,
+    SECCOMP_COUNTED_CALLS_MAX, SECCOMP_REGISTRATIONS_MAX, SECCOMP_SESSIONS_BYTES_MAX, SECCOMP_SESSIONS_MAX,
+    SECCOMP_SWEEP_PAUSE, SECCOMP_SWEEP_TURN, SECCOMP_TAPS_MAX,
 };
 use crate::sys::seccomp as kernel;
 
@@ -170,6 +169,8 @@ pub struct Broker {
     /// Of their own: memory that cannot be read shall not keep a verdict from anybody.
     pub(super) givers: Workers,
     is_checking: Cell<bool>,
+    /// Held by who looks for calls that nobody waits for: one at a time.
+    sweep: Mutex<()>,
     /// Where containers are ended.
     pub(super) stops: mpsc::UnboundedSender<StopRequest>,
     /// What the `record` built-in has seen.
@@ -186,7 +187,7 @@ pub struct Broker {
 /// A registration lasts as long as this.
 #[derive(Debug)]
 pub struct Registered {
-    broker: std::rc::Weak<Broker>,
+    broker: Weak<Broker>,
     id: RegistrationId,
 }
 
@@ -227,6 +228,7 @@ impl Broker {
             workers: Workers::default(),
             givers: Workers::default(),
             is_checking: Cell::new(false),
+            sweep: Mutex::default(),
             recordings: Rc::default(),
             stops,
             open: Cell::new(0),
@@ -418,27 +420,31 @@ impl Broker {
     /// Takes a listener. `describe` gets the session's number.
     ///
     /// # Errors
-    /// Gives the listener back if there are too many.
+    /// Gives the listener back if there are too many, or as many of its container as
+    /// are left for all.
     pub(super) fn begin(
         &self,
         listener: OwnedFd,
         describe: impl FnOnce(SessionId) -> Session,
     ) -> Result<Rc<Live>, OwnedFd> {
         let mut state = self.state.borrow_mut();
-        if state.sessions.len() >= SECCOMP_SESSIONS_MAX {
-            return Err(listener);
-        }
         state.last += 1;
         let session = Rc::new(describe(SessionId(state.last)));
-        let bytes = state.bytes.saturating_add(session.bytes());
-        if bytes > SECCOMP_SESSIONS_BYTES_MAX {
+        let of_same = state.sessions.values().find(|live| live.session.container == session.container);
+        let held = of_same.map(|live| Rc::clone(&live.held)).unwrap_or_default();
+        let (sessions, bytes) = (held.sessions.get() + 1, held.bytes.get().saturating_add(session.bytes()));
+        if sessions > SECCOMP_SESSIONS_MAX.saturating_sub(state.sessions.len())
+            || bytes > SECCOMP_SESSIONS_BYTES_MAX.saturating_sub(state.bytes)
+        {
             return Err(listener);
         }
-        state.bytes = bytes;
+        held.sessions.set(sessions);
+        held.bytes.set(bytes);
+        state.bytes += session.bytes();
         let live = Rc::new(Live {
             session: Rc::clone(&session),
             listener: Arc::new(listener),
-            closer: Closer::default(),
+            held,
             open: RefCell::default(),
             // No version is this one, so the first call makes the list.
             routes: RefCell::new((u64::MAX, Rc::from([]))),
@@ -453,10 +459,13 @@ impl Broker {
     pub(super) fn end(&self, live: &Live) {
         let mut state = self.state.borrow_mut();
         if state.sessions.remove(&live.session.id).is_some() {
-            state.bytes = state.bytes.saturating_sub(live.session.bytes());
+            let (held, bytes) = (&live.held, live.session.bytes());
+            state.bytes = state.bytes.saturating_sub(bytes);
+            held.bytes.set(held.bytes.get().saturating_sub(bytes));
+            held.sessions.set(held.sessions.get().saturating_sub(1));
         }
         drop(state);
-        live.open.borrow().give_up(|_| true);
+        live.open.borrow().give_up_all();
         self.pace.forget(live);
         self.tell(Change::Ended(live.session.id));
     }
@@ -480,16 +489,46 @@ impl Broker {
         Rc::clone(&routes.1)
     }
 
-    /// Whether another call of `live` can be received.
+    /// Whether another call of `live` can be received: while its container has fewer
+    /// than are free, and always if it has none.
     pub(super) fn has_room(&self, live: &Live) -> bool {
-        self.open.get() < SECCOMP_CALLS_MAX && live.open.borrow().count() < SECCOMP_SESSION_CALLS_MAX
+        let free = SECCOMP_CALLS_MAX.saturating_sub(self.open.get());
+        live.held.calls.get() < free.clamp(1, SECCOMP_CONTAINER_CALLS_MAX)
     }
 
-    /// Gives up calls whose threads do not wait any more: the kernel does not tell.
-    pub(super) fn sweep(&self) {
-        for live in self.state.borrow().sessions.values() {
-            let is_over = |id| !matches!(kernel::is_waiting(live.listener.as_fd(), id), Ok(true));
-            live.open.borrow().give_up(is_over);
+    /// A call of `live` waits from now on.
+    pub(super) fn opened(&self, live: &Live) {
+        self.open.set(self.open.get() + 1);
+        live.held.calls.set(live.held.calls.get() + 1);
+    }
+
+    /// One of `live` waits no more.
+    pub(super) fn closed(&self, live: &Live) {
+        self.open.set(self.open.get().saturating_sub(1));
+        live.held.calls.set(live.held.calls.get().saturating_sub(1));
+        self.moved.notify_waiters();
+    }
+
+    /// Gives up calls of `lives` whose threads do not wait any more: the kernel does not
+    /// tell. It looks for each among all of its listener's, so that 1024 take some 10 ms:
+    /// everything else has its turn in between.
+    pub(super) async fn sweep(&self, lives: Vec<Weak<Live>>) {
+        let _one_at_a_time = self.sweep.lock().await;
+        let mut until = Instant::now() + SECCOMP_SWEEP_TURN;
+        for live in lives {
+            let ids = live.upgrade().map(|live| live.open.borrow().ids());
+            for id in ids.unwrap_or_default() {
+                // Not kept over a pause: a listener whose session ends has to be closed.
+                let Some(live) = live.upgrade() else { break };
+                if matches!(kernel::is_waiting(live.listener.as_fd(), id), Ok(false)) {
+                    live.open.borrow().give_up(id);
+                }
+                drop(live);
+                if Instant::now() >= until {
+                    tokio::time::sleep(SECCOMP_SWEEP_PAUSE).await;
+                    until = Instant::now() + SECCOMP_SWEEP_TURN;
+                }
+            }
         }
     }
 
@@ -506,7 +545,8 @@ impl Broker {
                 if broker.open.get() == 0 {
                     break;
                 }
-                broker.sweep();
+                let lives = broker.state.borrow().sessions.values().map(Rc::downgrade).collect();
+                broker.sweep(lives).await;
             }
             broker.is_checking.set(false);
         });
@@ -624,19 +664,70 @@ mod tests {
         std::fs::File::open("/dev/null").unwrap().into()
     }
 
+    fn broker() -> Rc<Broker> {
+        Broker::new("p", mpsc::unbounded_channel().0)
+    }
+
     #[test]
     fn descriptions_have_a_bound_together_and_what_ends_makes_room() {
-        let (stops, _requests) = mpsc::unbounded_channel();
-        let broker = Broker::new("p", stops);
-        let big = "x".repeat(SECCOMP_SESSIONS_BYTES_MAX / 2 - 100);
-        let begin = || broker.begin(fd(), |id| Session { id, ..session("c", &big) });
-        let (first, _second) = (begin().unwrap(), begin().unwrap());
-        begin().unwrap_err();
+        let broker = broker();
+        let big = "x".repeat(SECCOMP_SESSIONS_BYTES_MAX / 4 - 100);
+        let begin = |container| broker.begin(fd(), |id| Session { id, ..session(container, &big) });
+        let (first, _second) = (begin("c").unwrap(), begin("c").unwrap());
+        // There is as much left, but not for who has as much.
+        begin("c").unwrap_err();
+        begin("another").unwrap();
+        begin("another").unwrap_err();
         broker.end(&first);
         // Twice is once.
         broker.end(&first);
-        begin().unwrap();
-        begin().unwrap_err();
-        assert_eq!(broker.sessions().len(), 2);
+        begin("c").unwrap();
+        begin("c").unwrap_err();
+        assert_eq!(broker.sessions().len(), 3);
+    }
+
+    #[test]
+    fn a_container_has_at_most_as_many_listeners_as_are_left_for_others() {
+        let broker = broker();
+        let begin = |container| broker.begin(fd(), |id| Session { id, ..session(container, "") });
+        let first = begin("c").unwrap();
+        // As if it had all but two of them.
+        first.held.sessions.set(SECCOMP_SESSIONS_MAX - 2);
+        let second = begin("c").unwrap();
+        begin("c").unwrap_err();
+        begin("another").unwrap();
+        broker.end(&second);
+        begin("c").unwrap_err();
+        broker.end(&first);
+        begin("c").unwrap();
+    }
+
+    #[test]
+    fn a_container_without_calls_has_room_whatever_the_others_have() {
+        let broker = broker();
+        let begin =
+            |container: &str| broker.begin(fd(), |id| Session { id, ..session(container, "") }).unwrap();
+        let fill = |live: &Live| {
+            while broker.has_room(live) {
+                broker.opened(live);
+            }
+            live.held.calls.get()
+        };
+        for number in 0..7 {
+            let (one, exec) = (begin(&number.to_string()), begin(&number.to_string()));
+            assert_eq!(fill(&one), SECCOMP_CONTAINER_CALLS_MAX);
+            assert!(!broker.has_room(&exec), "all of a container's together");
+        }
+        assert_eq!(fill(&begin("half")), SECCOMP_CONTAINER_CALLS_MAX / 2);
+        let rest = begin("rest");
+        while broker.open.get() < SECCOMP_CALLS_MAX {
+            broker.opened(&rest);
+        }
+        let (late, another) = (begin("late"), begin("another"));
+        assert!(broker.has_room(&late) && broker.has_room(&another));
+        broker.opened(&late);
+        assert!(!broker.has_room(&late) && broker.has_room(&another));
+        broker.closed(&late);
+        assert!(broker.has_room(&late));
     }
 }

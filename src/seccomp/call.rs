@@ -51,8 +51,7 @@ impl Drop for Pending {
         }
         if self.is_listed {
             self.live.open.borrow_mut().remove(self.received.id, self.received.tid);
-            self.broker.open.set(self.broker.open.get().saturating_sub(1));
-            self.broker.moved.notify_waiters();
+            self.broker.closed(&self.live);
         }
     }
 }
@@ -102,7 +101,7 @@ impl Pending {
     /// Asks `routes` from position `from` on, in a task of its own.
     pub(super) fn decide(mut self, routes: Rc<[Rc<Route>]>, from: usize) {
         self.is_listed = true;
-        self.broker.open.set(self.broker.open.get() + 1);
+        self.broker.opened(&self.live);
         self.broker.check_from_time_to_time();
         let (live, kernel::Call { id, tid, .. }) = (Rc::clone(&self.live), self.received);
         let task = tokio::task::spawn_local(async move {
@@ -236,7 +235,7 @@ impl Pending {
             listener: Arc::clone(&self.live.listener),
             id: self.received.id,
             tid: self.received.tid,
-            closer: self.live.closer.clone(),
+            closer: self.live.held.closer.clone(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::sleep;
 
 use super::broker::Broker;
 use super::live::Live;
@@ -77,6 +77,10 @@ impl Broker {
             loop {
                 let open = self.open.get();
                 match state(&live.listener)? {
+                    State::Readable if !self.has_room(live) => {
+                        self.room(live).await;
+                        continue;
+                    }
                     State::Readable => self.take(live, &mut buffer)?,
                     State::Idle => break,
                     State::HungUp => return Ok(()),
@@ -84,9 +88,8 @@ impl Broker {
                 taken += 1;
                 // A plugin's question is sent before we look for more.
                 let is_asked = self.open.get() > open;
-                if is_asked || taken % IN_A_ROW == 0 || !self.has_room(live) {
+                if is_asked || taken % IN_A_ROW == 0 {
                     tokio::task::yield_now().await;
-                    self.room(live).await;
                 }
             }
             ready.clear_ready();
@@ -105,18 +108,27 @@ impl Broker {
     }
 
     /// Waits until another call can be taken.
-    async fn room(&self, live: &Live) {
-        let mut patience = Instant::now() + SECCOMP_SWEEP_PERIOD;
-        loop {
-            let moved = self.moved.notified();
-            if self.has_room(live) {
-                return;
+    async fn room(&self, live: &Rc<Live>) {
+        let room = async {
+            loop {
+                let moved = self.moved.notified();
+                if self.has_room(live) {
+                    return;
+                }
+                moved.await;
             }
-            if timeout_at(patience, moved).await.is_err() {
+        };
+        let sweeps = async {
+            loop {
+                sleep(SECCOMP_SWEEP_PERIOD).await;
                 ::log::debug!("{} waits for room for its calls", live.session.container);
-                self.sweep();
-                patience = Instant::now() + SECCOMP_SWEEP_PERIOD;
+                self.sweep(vec![Rc::downgrade(live)]).await;
             }
+        };
+        tokio::select! {
+            biased;
+            () = room => {}
+            () = sweeps => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A listener that lives, and its calls that wait.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -39,17 +39,35 @@ impl OpenCalls {
         }
     }
 
-    /// How many there are.
-    pub(super) fn count(&self) -> usize {
-        self.tasks.len()
+    /// Those there are, the oldest first.
+    pub(super) fn ids(&self) -> Vec<u64> {
+        self.tasks.keys().copied().collect()
     }
 
-    /// Gives up those that `is_over`.
-    pub(super) fn give_up(&self, is_over: impl Fn(u64) -> bool) {
-        for (_, task) in self.tasks.iter().filter(|(id, _)| is_over(**id)) {
+    /// Gives up one.
+    pub(super) fn give_up(&self, id: u64) {
+        if let Some(task) = self.tasks.get(&id) {
             task.abort();
         }
     }
+
+    /// Gives up all.
+    pub(super) fn give_up_all(&self) {
+        self.tasks.values().for_each(AbortHandle::abort);
+    }
+}
+
+/// What a container has, over all its listeners, of what the containers of a pod share.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// Listeners.
+    pub(super) sessions: Cell<usize>,
+    /// What their descriptions take.
+    pub(super) bytes: Cell<usize>,
+    /// Calls that wait for a verdict of a task.
+    pub(super) calls: Cell<usize>,
+    /// Of what its targets' descriptors are copied to.
+    pub(super) closer: Closer,
 }
 
 /// A listener and what is open of it.
@@ -57,8 +75,8 @@ impl OpenCalls {
 pub(super) struct Live {
     pub(super) session: Rc<Session>,
     pub(super) listener: Arc<OwnedFd>,
-    /// Of what its targets' descriptors are copied to.
-    pub(super) closer: Closer,
+    /// Its container's.
+    pub(super) held: Rc<Held>,
     /// Calls that wait for a verdict of a task.
     pub(super) open: RefCell<OpenCalls>,
     /// Who can want its calls, and of which the version of the broker's list that is.
@@ -85,7 +103,8 @@ mod tests {
             // What is over late does not forget what came after it.
             open.remove(1, 7);
             assert_eq!(open.threads.get(&7), Some(&3));
-            open.give_up(|id| id == 2);
+            assert_eq!(open.ids(), [2, 3, 4, 5]);
+            open.give_up(2);
             assert!(second.await.unwrap_err().is_cancelled());
             open.remove(3, 7);
             assert_eq!(open.threads.get(&7), None);
