@@ -527,8 +527,9 @@ pub const SECCOMP_WORKER_REST: Duration = Duration::from_secs(1);
 /// Stack of such a thread: it makes one system call.
 pub const SECCOMP_WORKER_STACK_BYTES: usize = 64 << 10;
 
-/// Descriptors of one session's targets, or of one plugin, that wait to be closed,
-/// which its file systems can hold up. Who has as many gets no more.
+/// Descriptors of one container's targets, or of one plugin, that wait to be closed,
+/// which its file systems can hold up. Who has as many gets no more; and no plugin is
+/// asked about a call of the container, since it may give a descriptor.
 pub const SECCOMP_CLOSES_MAX: usize = 256;
 
 /// Failures in a row at one container's calls after which a plugin is not asked about them

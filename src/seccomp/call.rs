@@ -162,6 +162,8 @@ impl Pending {
         let at_once = route.plugin.at_once(&self.live.session, &self.call());
         let verdict = match at_once {
             Some(verdict) => route.check(verdict),
+            // What the plugin gave could not be closed again.
+            None if route.is_plugin && !self.live.held.closer.has_room() => Ok(Verdict::Errno(libc::EMFILE)),
             None => {
                 let target = Target::new(open, &notification.container, self.broker.workers.clone());
                 route.ask(Rc::clone(notification), target).await
@@ -217,6 +219,8 @@ impl Pending {
 
     /// Gives the target `fd`, which waits until its thread has run.
     async fn give(mut self, fd: ForeignFd, how: kernel::AddFd, route: Option<Rc<Route>>) {
+        // A file of the container's: that its close(2) hangs is to hold up nobody's but its own.
+        let fd = fd.closed_by(&self.live.held.closer);
         let (listener, id) = (Arc::clone(&self.live.listener), self.received.id);
         let job = move || kernel::add_fd(listener.as_fd(), id, fd.as_fd(), how);
         let added = self.broker.givers.run(&self.live.session.container, job).await;

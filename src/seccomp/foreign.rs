@@ -3,7 +3,7 @@
 //! close(2) asks the file system (`flush` of its `file_operations`), which answers
 //! when it likes: FUSE waits for its server, which can be the target itself. So the
 //! broker's thread never closes such a descriptor: its [`Closer`] does, which is one
-//! session's or one plugin's, and is stuck for nobody else.
+//! container's or one plugin's, and is stuck for nobody else.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,6 +23,14 @@ impl From<OwnedFd> for ForeignFd {
     /// With a closer of its own.
     fn from(fd: OwnedFd) -> Self {
         Closer::default().keep(fd)
+    }
+}
+
+impl ForeignFd {
+    /// The same, closed by `closer` instead.
+    #[must_use]
+    pub(super) fn closed_by(mut self, closer: &Closer) -> Self {
+        Self { fd: self.fd.take(), closer: closer.clone() }
     }
 }
 
