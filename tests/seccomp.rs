@@ -322,14 +322,14 @@ async fn use_target(notification: &Rc<Notification>, target: &Target) -> Result<
         rustix::fs::fstat(&standard).unwrap().st_ino
     );
 
-    let credentials = target.credentials()?;
+    let credentials = target.credentials().await?;
     assert_eq!((credentials.pid, credentials.users[0]), (std::process::id(), 0));
-    let namespaces = target.namespaces()?;
+    let namespaces = target.namespaces().await?;
     assert!(namespaces.iter().any(|namespace| namespace.kind == "mnt" && namespace.inode != 0));
-    target.namespace("net")?;
-    assert!(target.namespace("../root").is_err());
-    assert!(target.cgroup()?.contains(':'));
-    target.pidfd()?;
+    target.namespace("net").await?;
+    assert!(target.namespace("../root").await.is_err());
+    assert!(target.cgroup().await?.contains(':'));
+    target.pidfd().await?;
     Ok(())
 }
 
@@ -348,10 +348,10 @@ fn a_target_is_out_of_reach_once_its_call_is_answered() {
                 target.write_memory(4096, vec![1]).await,
                 target.duplicate_fd(0).await.map(drop),
                 target.install_fd(open("/dev/null"), None, true).await.map(drop),
-                target.credentials().map(drop),
-                target.namespaces().map(drop),
-                target.cgroup().map(drop),
-                target.pidfd().map(drop),
+                target.credentials().await.map(drop),
+                target.namespaces().await.map(drop),
+                target.cgroup().await.map(drop),
+                target.pidfd().await.map(drop),
             ];
             sender.send(refused.iter().all(|answer| matches!(answer, Err(TargetError::Gone)))).unwrap();
         });

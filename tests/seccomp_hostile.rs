@@ -12,18 +12,22 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use nix::unistd::getppid;
-use podinit::limits::{SECCOMP_CLOSES_MAX, SECCOMP_CONTAINER_WORKERS_MAX};
+use nix::unistd::{getpgid, getppid};
+use podinit::limits::{SECCOMP_CLOSES_MAX, SECCOMP_CONTAINER_CALLS_MAX, SECCOMP_CONTAINER_WORKERS_MAX};
+use podinit::seccomp::foreign::Closer;
 use podinit::seccomp::notification::{Notification, Session};
 use podinit::seccomp::plugin::{Decision, Plugin, Registration};
 use podinit::seccomp::select::{Call, Selector};
 use podinit::seccomp::tap::Outcome;
 use podinit::seccomp::target::{Target, TargetError};
 use podinit::seccomp::verdict::{OnFailure, Verdict};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
 use seccomp_target::{DEADLINE, MKDIR, Own, errno, never, notify, registration};
 
 const PPID: [&str; 1] = ["getppid"];
@@ -88,6 +92,148 @@ fn descriptors_whose_close_hangs_hold_up_their_own_container_only() {
     check_another(&own);
     disk.release();
     hostile.join().unwrap();
+}
+
+#[test]
+fn what_is_opened_of_a_container_counts_over_its_sessions_until_it_is_closed() {
+    let Some((file, _directory, disk)) = hanging_file() else { return };
+    let own = Own::start();
+    own.rules(&format!(
+        r#"{PPID_RULE}, {{"name": "net", "do": {{"connect": {{"allow": [{{"address": "127.0.0.1"}}]}}}}}}"#
+    ));
+    let (reports, asked) = mpsc::channel();
+    own.plugin(registration("opens", &["getpgid"]), move |notification, target| {
+        reports.send(notification.container.to_string()).unwrap();
+        Box::pin(async move {
+            let is_refused =
+                |error: &TargetError| matches!(error, TargetError::Io { source, .. } if source.raw_os_error() == Some(libc::EMFILE));
+            for _ in 0..=SECCOMP_CLOSES_MAX {
+                let Err(error) = target.root().await else { continue };
+                assert!(is_refused(&error), "{error}");
+                assert!(is_refused(&target.working_directory().await.unwrap_err()));
+                assert!(is_refused(&target.pidfd().await.unwrap_err()));
+                return Ok(Verdict::Return(8));
+            }
+            Ok(Verdict::Return(7))
+        })
+    });
+    let getpgid = || getpgid(None).map(nix::unistd::Pid::as_raw);
+    let hostile = own.thread(&["connect"], move || {
+        let address = nix::sys::socket::SockaddrIn::new(192, 0, 2, 1, 80);
+        nix::sys::socket::connect(file.as_raw_fd(), &address).unwrap_err();
+        drop(file);
+    });
+    disk.wait_for_a_write();
+    assert_eq!(own.thread(&["getpgid"], getpgid).join().unwrap(), Ok(8));
+    assert_eq!(own.thread(&["getpgid"], getpgid).join().unwrap(), Err(nix::errno::Errno::EMFILE));
+    assert_eq!(own.thread_of("another", &["getpgid"], getpgid).join().unwrap(), Ok(7));
+    assert_eq!(asked.try_iter().collect::<Vec<_>>(), ["c", "another"]);
+    disk.release();
+    hostile.join().unwrap();
+}
+
+#[test]
+fn a_file_that_a_plugin_gives_is_closed_by_the_container_that_gets_it() {
+    let Some((file, _directory, disk)) = hanging_file() else { return };
+    let own = Own::start();
+    own.rules(PPID_RULE);
+    let closer = Closer::default();
+    let of_plugin = closer.clone();
+    own.plugin(registration("gives", &["getpgid"]), move |_, target| {
+        let copies = [(); 2].map(|()| of_plugin.keep(file.try_clone().unwrap().into()));
+        Box::pin(async move {
+            let [first, fd] = copies;
+            let number = target.install_fd(first, None, true).await.unwrap();
+            assert!(number > 2);
+            Ok(Verdict::AddFd { fd, at: None, close_on_exec: true })
+        })
+    });
+    own.thread(&["getpgid"], || getpgid(None).unwrap()).join().unwrap();
+    disk.wait_for_a_write();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(closer.keep(writer.into()));
+    let deadline = Timespec { tv_sec: 60, tv_nsec: 0 };
+    let closed = poll(&mut [PollFd::new(&reader, PollFlags::empty())], Some(&deadline));
+    assert_eq!(closed, Ok(1), "what else the plugin has is closed");
+    check_another(&own);
+    disk.release();
+}
+
+/// Threads of a session of `container` that make a call each.
+fn callers(own: &Own, container: &'static str, count: usize) -> JoinHandle<()> {
+    own.thread_of(container, &["getpgid"], move || {
+        let call = || getpgid(None).unwrap_err();
+        let thread = || std::thread::Builder::new().stack_size(32 << 10).spawn(call).unwrap();
+        let threads: Vec<_> = (0..count).map(|_| thread()).collect();
+        for thread in threads {
+            let errno = thread.join().unwrap();
+            // The plugin's policy, or the default for those that came too late for it.
+            assert!([nix::errno::Errno::EPERM, nix::errno::Errno::ENOSYS].contains(&errno), "{errno}");
+        }
+    })
+}
+
+/// While a session waits for room, calls are looked for that nobody waits for any more.
+#[test]
+fn calls_that_nobody_answers_hold_up_their_own_container_only() {
+    let own = Own::start();
+    own.plugin(registration("p", &["getpgid"]), |_, _| never());
+    own.rules(PPID_RULE);
+    let mut sessions = Vec::new();
+    for (full, container) in (1..).zip(["a", "b", "c", "d"]) {
+        sessions.push(callers(&own, container, SECCOMP_CONTAINER_CALLS_MAX + 10));
+        own.until("it is full", |stats| stats.open == full * SECCOMP_CONTAINER_CALLS_MAX);
+        sessions.extend((0..6).map(|_| callers(&own, container, 10)));
+    }
+    own.until("all have come", |stats| stats.sessions == sessions.len());
+    let began = Instant::now();
+    for _ in 0..100 {
+        check_another(&own);
+        assert_eq!(own.stats().open, 4 * SECCOMP_CONTAINER_CALLS_MAX);
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(10), "100 calls and 100 questions took {took:?}");
+    own.withdraw("p");
+    for session in sessions {
+        session.join().unwrap();
+    }
+}
+
+#[test]
+fn credentials_that_take_long_to_read_hold_up_their_own_container_only() {
+    /// `NGROUPS_MAX` (linux/limits.h).
+    const GROUPS: usize = 1 << 16;
+    const CALLS: usize = 200;
+    let own = Own::start();
+    own.rules(PPID_RULE);
+    let (tell, read) = mpsc::channel();
+    own.plugin(registration("p", &["getpgid"]), move |_, target| {
+        let tell = tell.clone();
+        Box::pin(async move {
+            let credentials = target.credentials().await.unwrap();
+            tell.send(credentials.more_groups.len()).unwrap();
+            Ok(Verdict::Return(7))
+        })
+    });
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let hostile = own.thread(&["getpgid"], move || {
+        let group = rustix::fs::Gid::from_raw(4_000_000_000);
+        rustix::thread::set_thread_groups(&vec![group; GROUPS]).unwrap();
+        while !over.load(Ordering::Relaxed) {
+            assert_eq!(getpgid(None).unwrap().as_raw(), 7);
+        }
+    });
+    assert_eq!(read.recv_timeout(DEADLINE), Ok(GROUPS));
+    let another = own.thread_of("another", &PPID, || {
+        (0..CALLS).for_each(|_| assert_eq!(getppid().as_raw(), 1));
+    });
+    another.join().unwrap();
+    // Were they read where calls are decided, each of these calls would have waited for one.
+    let meanwhile = read.try_iter().count();
+    is_over.store(true, Ordering::Relaxed);
+    hostile.join().unwrap();
+    assert!(meanwhile < CALLS / 2, "{meanwhile} were read during {CALLS} calls");
 }
 
 /// A socket that accepts nothing: connections to it wait.
@@ -189,7 +335,7 @@ fn a_target_that_is_slow_costs_no_other_container_the_plugin() {
             }
         })
     });
-    let getpgid = || nix::unistd::getpgid(None).map(nix::unistd::Pid::as_raw);
+    let getpgid = || getpgid(None).map(nix::unistd::Pid::as_raw);
     let hostile = own.thread(&["getpgid"], move || [(); 8].map(|()| getpgid()));
     assert_eq!(hostile.join().unwrap(), [Err(nix::errno::Errno::EIO); 8]);
     assert_eq!(own.thread_of("another", &["getpgid"], getpgid).join().unwrap(), Ok(7));

@@ -17,7 +17,7 @@ use super::plugin::PluginFailure;
 use super::route::{RegistrationId, Route};
 use super::select::Call;
 use super::tap::Outcome;
-use super::target::{OpenCall, Target, TargetError};
+use super::target::{HeldCall, OpenCall, Target, TargetError};
 use super::verdict::{Verdict, VerdictKind};
 use crate::sys::seccomp as kernel;
 
@@ -118,7 +118,7 @@ impl Pending {
     }
 
     async fn verdict(&self, mut routes: Rc<[Rc<Route>]>, mut from: usize) -> (Verdict, Option<Rc<Route>>) {
-        let open = Rc::new(self.open_call());
+        let open = Rc::new(HeldCall::from(self.open_call()));
         let notification = self.notification();
         let mut asked: Vec<RegistrationId> = Vec::new();
         let mut waited = false;
@@ -158,7 +158,7 @@ impl Pending {
     }
 
     /// One plugin's verdict, or what its failure leads to.
-    async fn ask(&self, route: &Rc<Route>, notification: &Rc<Notification>, open: &Rc<OpenCall>) -> Verdict {
+    async fn ask(&self, route: &Rc<Route>, notification: &Rc<Notification>, open: &Rc<HeldCall>) -> Verdict {
         let at_once = route.plugin.at_once(&self.live.session, &self.call());
         let verdict = match at_once {
             Some(verdict) => route.check(verdict),
@@ -236,7 +236,7 @@ impl Pending {
 
     fn open_call(&self) -> OpenCall {
         OpenCall {
-            listener: Arc::clone(&self.live.listener),
+            listener: Arc::downgrade(&self.live.listener),
             id: self.received.id,
             tid: self.received.tid,
             closer: self.live.held.closer.clone(),

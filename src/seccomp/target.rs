@@ -9,6 +9,7 @@
 //!
 //! A target is of use until its call is answered; then everything is refused.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +18,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+use tokio::sync::Notify;
 
 use super::foreign::{Closer, ForeignFd};
 use super::worker::Workers;
@@ -31,11 +33,34 @@ const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(rustix::fs::OFlags
 /// may not be there.
 const PAGE: u64 = 4096;
 
-/// A call that has not been answered. The broker holds the one strong reference; a
-/// thread that waits for the target has a copy, and asks the kernel.
+/// A call that has not been answered, while it is held: by the broker alone.
+#[derive(Debug)]
+pub(super) struct HeldCall {
+    call: OpenCall,
+    /// Tells whoever waits for the target that this has gone.
+    gone: OnceCell<Rc<Notify>>,
+}
+
+impl From<OpenCall> for HeldCall {
+    fn from(call: OpenCall) -> Self {
+        Self { call, gone: OnceCell::new() }
+    }
+}
+
+impl Drop for HeldCall {
+    fn drop(&mut self) {
+        if let Some(gone) = self.gone.get() {
+            gone.notify_waiters();
+        }
+    }
+}
+
+/// What a thread needs that waits for the target. It asks the kernel whether the call
+/// still waits. It does not keep the listener open: where nobody reads it any more, it
+/// has to be closed, so that no call of it hangs.
 #[derive(Debug, Clone)]
 pub(super) struct OpenCall {
-    pub(super) listener: Arc<OwnedFd>,
+    pub(super) listener: std::sync::Weak<OwnedFd>,
     pub(super) id: u64,
     pub(super) tid: u32,
     pub(super) closer: Closer,
@@ -44,7 +69,7 @@ pub(super) struct OpenCall {
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Target {
-    call: Weak<OpenCall>,
+    call: Weak<HeldCall>,
     container: Rc<str>,
     workers: Workers,
 }
@@ -125,11 +150,20 @@ impl OpenCall {
     /// # Errors
     /// [`TargetError::Gone`] if the call does not wait any more.
     pub(super) fn check(&self) -> Result<(), TargetError> {
-        match kernel::is_waiting(self.listener.as_fd(), self.id) {
+        match kernel::is_waiting(self.listener()?.as_fd(), self.id) {
             Ok(true) => Ok(()),
             Ok(false) => Err(TargetError::Gone),
             Err(error) => Err(fail("ask for the call")(error)),
         }
+    }
+
+    fn listener(&self) -> Result<Arc<OwnedFd>, TargetError> {
+        self.listener.upgrade().ok_or(TargetError::Gone)
+    }
+
+    /// Nothing is copied for a container whose descriptors cannot be closed.
+    fn check_closer(&self, doing: &'static str) -> Result<(), TargetError> {
+        if self.closer.has_room() { Ok(()) } else { Err(fail(doing)(rustix::io::Errno::MFILE.into())) }
     }
 
     fn path(&self, file: &str) -> Result<String, TargetError> {
@@ -146,6 +180,7 @@ impl OpenCall {
 
     fn directory(&self, link: &str, doing: &'static str) -> Result<ForeignFd, TargetError> {
         use rustix::fs::{Mode, OFlags};
+        self.check_closer(doing)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::open(self.path(link)?, flags, Mode::empty());
         let opened = opened.map(|opened| self.closer.keep(opened));
@@ -180,9 +215,7 @@ impl OpenCall {
     }
 
     fn duplicate(&self, number: i32, doing: &'static str) -> Result<ForeignFd, TargetError> {
-        if !self.closer.has_room() {
-            return Err(fail(doing)(rustix::io::Errno::MFILE.into()));
-        }
+        self.check_closer(doing)?;
         let pidfd = self.pidfd()?;
         let copy = rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty());
         let copy = copy.map(|copy| self.closer.keep(copy));
@@ -192,11 +225,11 @@ impl OpenCall {
 }
 
 impl Target {
-    pub(super) fn new(call: &Rc<OpenCall>, container: &Rc<str>, workers: Workers) -> Self {
+    pub(super) fn new(call: &Rc<HeldCall>, container: &Rc<str>, workers: Workers) -> Self {
         Self { call: Rc::downgrade(call), container: Rc::clone(container), workers }
     }
 
-    fn call(&self) -> Result<Rc<OpenCall>, TargetError> {
+    fn call(&self) -> Result<Rc<HeldCall>, TargetError> {
         self.call.upgrade().ok_or(TargetError::Gone)
     }
 
@@ -208,7 +241,7 @@ impl Target {
     /// Whether its call still waits for an answer.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        self.call().and_then(|call| call.check()).is_ok()
+        self.call().and_then(|held| held.call.check()).is_ok()
     }
 
     /// Reads `length` bytes at `address`, or as many as are there before a page
@@ -254,16 +287,50 @@ impl Target {
 
     /// Does what a target can make slow. To open its memory, or to copy its
     /// descriptor, is to wait for an execve(2) of a process that has its number by
-    /// now, which waits for the file systems whose descriptors it closes.
+    /// now, which waits for the file systems whose descriptors it closes. Its
+    /// credentials are as long as its groups are many.
     async fn at_work<T: Send + 'static>(
         &self,
         doing: &'static str,
         work: impl FnOnce(&OpenCall) -> Result<T, TargetError> + Send + 'static,
     ) -> Result<T, TargetError> {
-        let call = OpenCall::clone(&*self.call()?);
-        let done = self.workers.run(&self.container, move || work(&call)).await;
+        self.work_of(&self.workers, doing, work).await
+    }
+
+    /// Does `work`, which a target can make slow, on one of `workers`, if its call still
+    /// waits when its container's turn has come.
+    ///
+    /// # Errors
+    /// [`TargetError::Gone`] as soon as the call is over; if no thread can be had; else
+    /// what `work` says.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        workers: &Workers,
+        doing: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, TargetError> {
+        let checked = move |call: &OpenCall| call.check().map(|()| work());
+        self.work_of(workers, doing, checked).await
+    }
+
+    async fn work_of<T: Send + 'static>(
+        &self,
+        workers: &Workers,
+        doing: &'static str,
+        work: impl FnOnce(&OpenCall) -> Result<T, TargetError> + Send + 'static,
+    ) -> Result<T, TargetError> {
+        let held = self.call()?;
+        let (call, told) = (held.call.clone(), Rc::clone(held.gone.get_or_init(Rc::default)));
+        // Before it is let go of, so that its end is not missed.
+        let gone = told.notified();
+        drop(held);
+        let done = tokio::select! {
+            biased;
+            done = workers.run(&self.container, move || work(&call)) => done.map_err(fail(doing)),
+            () = gone => Err(TargetError::Gone),
+        };
         self.call()?;
-        done.map_err(fail(doing))?
+        done?
     }
 
     /// Writes `bytes` at `address`: all of them, unless there is an error.
@@ -287,7 +354,7 @@ impl Target {
     /// A copy of the target's descriptor `number`.
     ///
     /// # Errors
-    /// `EBADF` if it is not open there, `EMFILE` if too many of its session wait to
+    /// `EBADF` if it is not open there, `EMFILE` if too many of its container wait to
     /// be closed.
     pub async fn duplicate_fd(&self, number: u32) -> Result<ForeignFd, TargetError> {
         let doing = "duplicate a descriptor";
@@ -310,7 +377,8 @@ impl Target {
         let doing = "install a descriptor";
         let how = kernel::AddFd { at, close_on_exec, is_answer: false };
         self.at_work(doing, move |call| {
-            let added = kernel::add_fd(call.listener.as_fd(), call.id, fd.as_fd(), how);
+            let fd = fd.closed_by(&call.closer);
+            let added = kernel::add_fd(call.listener()?.as_fd(), call.id, fd.as_fd(), how);
             added.map_err(|error| match error.raw_os_error() {
                 Some(libc::ENOENT) => TargetError::Gone,
                 _ => fail(doing)(error),
@@ -322,74 +390,84 @@ impl Target {
     /// The target's thread as a pidfd; before Linux 6.9 its process.
     ///
     /// # Errors
-    /// [`TargetError::Invisible`] if it cannot be seen from here.
-    pub fn pidfd(&self) -> Result<ForeignFd, TargetError> {
-        let call = self.call()?;
-        Ok(call.closer.keep(call.pidfd()?))
+    /// [`TargetError::Invisible`] if it cannot be seen from here; `EMFILE` as for
+    /// [`Target::duplicate_fd`].
+    pub async fn pidfd(&self) -> Result<ForeignFd, TargetError> {
+        let doing = "open the process";
+        self.at_work(doing, move |call| {
+            call.check_closer(doing)?;
+            Ok(call.closer.keep(call.pidfd()?))
+        })
+        .await
     }
 
     /// The target's root directory (`O_PATH`).
     ///
     /// # Errors
-    /// If it cannot be opened.
-    pub fn root(&self) -> Result<ForeignFd, TargetError> {
-        self.call()?.directory("root", "open the root directory")
+    /// If it cannot be opened; `EMFILE` as for [`Target::duplicate_fd`].
+    pub async fn root(&self) -> Result<ForeignFd, TargetError> {
+        let doing = "open the root directory";
+        self.at_work(doing, move |call| call.directory("root", doing)).await
     }
 
     /// The target's working directory (`O_PATH`).
     ///
     /// # Errors
-    /// If it cannot be opened.
-    pub fn working_directory(&self) -> Result<ForeignFd, TargetError> {
-        self.call()?.directory("cwd", "open the working directory")
+    /// If it cannot be opened; `EMFILE` as for [`Target::duplicate_fd`].
+    pub async fn working_directory(&self) -> Result<ForeignFd, TargetError> {
+        let doing = "open the working directory";
+        self.at_work(doing, move |call| call.directory("cwd", doing)).await
     }
 
     /// Who the target is.
     ///
     /// # Errors
     /// If `/proc/<tid>/status` cannot be read.
-    pub fn credentials(&self) -> Result<Credentials, TargetError> {
-        Credentials::parse(&self.call()?.text("status", "read the credentials")?)
+    pub async fn credentials(&self) -> Result<Credentials, TargetError> {
+        let doing = "read the credentials";
+        self.at_work(doing, move |call| Credentials::parse(&call.text("status", doing)?)).await
     }
 
     /// The namespaces of the target.
     ///
     /// # Errors
     /// If `/proc/<tid>/ns` cannot be read.
-    pub fn namespaces(&self) -> Result<Vec<Namespace>, TargetError> {
-        let call = self.call()?;
+    pub async fn namespaces(&self) -> Result<Vec<Namespace>, TargetError> {
         let doing = "read the namespaces";
-        let mut namespaces = Vec::with_capacity(NAMESPACES.len());
-        for kind in NAMESPACES {
-            match std::fs::metadata(call.path(&format!("ns/{kind}"))?) {
-                Ok(found) => namespaces.push(Namespace { kind, inode: found.ino() }),
-                // A kernel that was built without this kind.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(fail(doing)(error)),
+        self.at_work(doing, move |call| {
+            let mut namespaces = Vec::with_capacity(NAMESPACES.len());
+            for kind in NAMESPACES {
+                match std::fs::metadata(call.path(&format!("ns/{kind}"))?) {
+                    Ok(found) => namespaces.push(Namespace { kind, inode: found.ino() }),
+                    // A kernel that was built without this kind.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(fail(doing)(error)),
+                }
             }
-        }
-        call.check()?;
-        Ok(namespaces)
+            call.check()?;
+            Ok(namespaces)
+        })
+        .await
     }
 
     /// One namespace of the target, opened: for setns(2).
     ///
     /// # Errors
     /// If there is none of that kind.
-    pub fn namespace(&self, kind: &str) -> Result<OwnedFd, TargetError> {
-        let known = NAMESPACES.contains(&kind);
-        if !known {
-            return Err(TargetError::Malformed("a namespace that does not exist"));
-        }
-        Ok(self.call()?.open(&format!("ns/{kind}"), false, "open a namespace")?.into())
+    pub async fn namespace(&self, kind: &str) -> Result<OwnedFd, TargetError> {
+        let known = NAMESPACES.into_iter().find(|known| *known == kind);
+        let kind = known.ok_or(TargetError::Malformed("a namespace that does not exist"))?;
+        let doing = "open a namespace";
+        self.at_work(doing, move |call| Ok(call.open(&format!("ns/{kind}"), false, doing)?.into())).await
     }
 
     /// The target's cgroups, as `/proc/<pid>/cgroup` lists them (cgroups(7)).
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn cgroup(&self) -> Result<String, TargetError> {
-        self.call()?.text("cgroup", "read the cgroup")
+    pub async fn cgroup(&self) -> Result<String, TargetError> {
+        let doing = "read the cgroup";
+        self.at_work(doing, move |call| call.text("cgroup", doing)).await
     }
 }
 
@@ -462,6 +540,7 @@ impl Credentials {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::SECCOMP_CONTAINER_WORKERS_MAX;
 
     #[test]
     fn credentials_of_this_process() {
@@ -472,6 +551,53 @@ mod tests {
         assert_eq!(credentials.groups[1], rustix::process::getegid().as_raw());
         assert!(Credentials::parse(&status.replace("CapEff", "CapOff")).is_err());
         assert!(Credentials::parse("Tgid:\tx").is_err());
+    }
+
+    fn open_call(listener: &Arc<OwnedFd>) -> OpenCall {
+        OpenCall { listener: Arc::downgrade(listener), id: 1, tid: 1, closer: Closer::default() }
+    }
+
+    /// Not a listener: it can say of no call that it waits.
+    fn null() -> Arc<OwnedFd> {
+        Arc::new(File::open("/dev/null").unwrap().into())
+    }
+
+    #[test]
+    fn a_thread_that_is_stuck_keeps_no_listener_open() {
+        let listener = null();
+        let call = open_call(&listener);
+        assert!(matches!(call.check(), Err(TargetError::Io { .. })));
+        drop(listener);
+        assert!(matches!(call.check(), Err(TargetError::Gone)));
+    }
+
+    #[test]
+    fn what_waits_for_its_turn_is_let_go_when_the_call_ends() {
+        tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
+            let (workers, container, listener) = (Workers::default(), Rc::<str>::from("c"), null());
+            let stuck = Arc::new(std::sync::Barrier::new(SECCOMP_CONTAINER_WORKERS_MAX + 1));
+            let all: Vec<_> = (0..SECCOMP_CONTAINER_WORKERS_MAX)
+                .map(|_| {
+                    let (workers, container, stuck) =
+                        (workers.clone(), Rc::clone(&container), Arc::clone(&stuck));
+                    tokio::task::spawn_local(async move {
+                        workers.run(&container, move || _ = stuck.wait()).await.unwrap();
+                    })
+                })
+                .collect();
+            tokio::task::yield_now().await;
+            let held = Rc::new(HeldCall::from(open_call(&listener)));
+            let target = Target::new(&held, &container, workers.clone());
+            let waits = tokio::task::spawn_local(async move { target.write_memory(1, vec![0]).await });
+            tokio::task::yield_now().await;
+            assert!(!waits.is_finished());
+            drop(held);
+            assert!(matches!(waits.await.unwrap(), Err(TargetError::Gone)));
+            stuck.wait();
+            for one in all {
+                one.await.unwrap();
+            }
+        });
     }
 
     /// Two pages, of which the second is not there: `/proc/self/mem` says so.

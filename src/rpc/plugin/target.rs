@@ -174,7 +174,7 @@ impl wire::Server for TargetServer {
     ) -> Result<(), capnp::Error> {
         let (_, target, _room) = self.find(params.get()?.get_id(), PAGE)?;
         let Credentials { users, groups, more_groups, capabilities, .. } =
-            target.credentials().map_err(|error| refuse(&error))?;
+            target.credentials().await.map_err(|error| refuse(&error))?;
         let mut to = results.get().init_credentials();
         // Real, effective, saved, of the file system; inheritable, permitted, effective, ...
         let ([_, uid, ..], [_, gid, ..], [_, _, effective, ..]) = (users, groups, capabilities);
@@ -195,7 +195,7 @@ impl wire::Server for TargetServer {
         mut results: wire::NamespacesResults,
     ) -> Result<(), capnp::Error> {
         let (_, target, _room) = self.find(params.get()?.get_id(), PAGE)?;
-        let namespaces = target.namespaces().map_err(|error| refuse(&error))?;
+        let namespaces = target.namespaces().await.map_err(|error| refuse(&error))?;
         let count = u32::try_from(namespaces.len()).unwrap_or(u32::MAX);
         let mut list = results.get().init_namespaces(count);
         for (index, namespace) in (0..count).zip(namespaces) {
@@ -212,7 +212,7 @@ impl wire::Server for TargetServer {
         mut results: wire::CgroupResults,
     ) -> Result<(), capnp::Error> {
         let (_, target, _room) = self.find(params.get()?.get_id(), PAGE)?;
-        let cgroups = target.cgroup().map_err(|error| refuse(&error))?;
+        let cgroups = target.cgroup().await.map_err(|error| refuse(&error))?;
         results.get().set_path(cgroup(&cgroups));
         Ok(())
     }
@@ -225,9 +225,9 @@ impl wire::Server for TargetServer {
         let params = params.get()?;
         let (remote, target, _room) = self.find(params.get_id(), PAGE)?;
         let opened = match params.get_place().map_err(|_| invalid("there is no such place"))? {
-            wire::Place::Root => target.root(),
-            wire::Place::WorkingDirectory => target.working_directory(),
-            wire::Place::Pidfd => target.pidfd(),
+            wire::Place::Root => target.root().await,
+            wire::Place::WorkingDirectory => target.working_directory().await,
+            wire::Place::Pidfd => target.pidfd().await,
         };
         let opened = opened.map_err(|error| refuse(&error))?;
         results.get().set_ticket(&self.ticket(&remote, params.get_id(), opened)?);
