@@ -407,6 +407,45 @@ fn who_is_killed_while_it_connects_is_let_go() {
 }
 
 #[test]
+fn who_is_gone_when_its_turn_has_come_is_not_connected() {
+    let own = Own::start();
+    own.rules(&connect_rule(200_000));
+    let silent = Silent::listen();
+    let socket = |_| Arc::new(rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap());
+    let sockets: Vec<_> = (0..SECCOMP_CONTAINER_WORKERS_MAX).map(socket).collect();
+    let (copies, port) = (sockets.clone(), silent.port);
+    let hostile = own.thread(&["connect"], move || {
+        let connect = |socket| {
+            move || {
+                rustix::net::connect::<Arc<OwnedFd>>(socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+            }
+        };
+        let threads: Vec<_> = copies.into_iter().map(|socket| std::thread::spawn(connect(socket))).collect();
+        for thread in threads {
+            thread.join().unwrap().unwrap_err();
+        }
+    });
+    own.until("all turns are taken", |stats| stats.open == sockets.len());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut connect = Command::new("bash");
+    connect.args([
+        "-c",
+        &format!("exec 3<>/dev/tcp/{}", listener.local_addr().unwrap().to_string().replace(':', "/")),
+    ]);
+    let (child, _session) = start(&own, &["connect"], connect);
+    own.until("it waits for its turn", |stats| stats.open == sockets.len() + 1);
+    kill(child);
+    // Before the broker has looked whether it waits.
+    for socket in sockets {
+        rustix::net::shutdown(socket, Shutdown::Both).unwrap();
+    }
+    hostile.join().unwrap();
+    own.until("all is over", |stats| stats.open == 0);
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
 fn a_listener_whose_decisions_panic_is_closed_and_no_call_hangs() {
     struct Panics;
     impl Plugin for Panics {

@@ -189,8 +189,9 @@ async fn connect(
         }),
         Address::Other(_) => Ok(Verdict::Errno(rule.otherwise.0)),
         Address::Internet(_) | Address::Nothing => {
-            let made = workers.run(&notification.container, move || dial(&socket, address)).await;
-            Ok(made.and_then(|made| made).map_or_else(|error| errno(&error), |()| Verdict::Return(0)))
+            // It may have waited for its turn, and then nobody may wait for it any more.
+            let made = target.work(workers, "connect a socket", move || dial(&socket, address)).await?;
+            Ok(made.map_or_else(|error| errno(&error), |()| Verdict::Return(0)))
         }
     }
 }
