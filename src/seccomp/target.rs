@@ -571,30 +571,47 @@ mod tests {
         assert!(matches!(call.check(), Err(TargetError::Gone)));
     }
 
+    /// Whatever is looked at has its turn, and no time of the broker's thread: a process can
+    /// have 65,536 groups.
     #[test]
     fn what_waits_for_its_turn_is_let_go_when_the_call_ends() {
+        async fn is_gone<T>(look: impl AsyncFnOnce(Target) -> Result<T, TargetError>, target: Target) {
+            assert!(matches!(look(target).await, Err(TargetError::Gone)));
+        }
         tokio::runtime::LocalRuntime::new().unwrap().block_on(async {
             let (workers, container, listener) = (Workers::default(), Rc::<str>::from("c"), null());
             let stuck = Arc::new(std::sync::Barrier::new(SECCOMP_CONTAINER_WORKERS_MAX + 1));
-            let all: Vec<_> = (0..SECCOMP_CONTAINER_WORKERS_MAX)
-                .map(|_| {
-                    let (workers, container, stuck) =
-                        (workers.clone(), Rc::clone(&container), Arc::clone(&stuck));
-                    tokio::task::spawn_local(async move {
-                        workers.run(&container, move || _ = stuck.wait()).await.unwrap();
-                    })
+            let share = || {
+                let (workers, container, stuck) =
+                    (workers.clone(), Rc::clone(&container), Arc::clone(&stuck));
+                tokio::task::spawn_local(async move {
+                    workers.run(&container, move || _ = stuck.wait()).await.unwrap();
                 })
-                .collect();
+            };
+            let share: Vec<_> = (0..SECCOMP_CONTAINER_WORKERS_MAX).map(|_| share()).collect();
             tokio::task::yield_now().await;
             let held = Rc::new(HeldCall::from(open_call(&listener)));
-            let target = Target::new(&held, &container, workers.clone());
-            let waits = tokio::task::spawn_local(async move { target.write_memory(1, vec![0]).await });
+            let target = || Target::new(&held, &container, workers.clone());
+            let looks = [
+                tokio::task::spawn_local(is_gone(async |one| one.read_memory(1, 1).await, target())),
+                tokio::task::spawn_local(is_gone(async |one| one.write_memory(1, vec![0]).await, target())),
+                tokio::task::spawn_local(is_gone(async |one| one.duplicate_fd(0).await, target())),
+                tokio::task::spawn_local(is_gone(async |one| one.credentials().await, target())),
+                tokio::task::spawn_local(is_gone(async |one| one.cgroup().await, target())),
+                tokio::task::spawn_local(is_gone(async |one| one.namespaces().await, target())),
+                tokio::task::spawn_local(is_gone(async |one| one.namespace("net").await, target())),
+                tokio::task::spawn_local(is_gone(async |one| one.root().await, target())),
+                tokio::task::spawn_local(is_gone(async |one| one.working_directory().await, target())),
+                tokio::task::spawn_local(is_gone(async |one| one.pidfd().await, target())),
+            ];
             tokio::task::yield_now().await;
-            assert!(!waits.is_finished());
+            assert!(looks.iter().all(|look| !look.is_finished()));
             drop(held);
-            assert!(matches!(waits.await.unwrap(), Err(TargetError::Gone)));
+            for look in looks {
+                look.await.unwrap();
+            }
             stuck.wait();
-            for one in all {
+            for one in share {
                 one.await.unwrap();
             }
         });
