@@ -343,8 +343,8 @@ async fn stop_at(socket: &Path, death: &Death) -> Result<(), Error> {
     let (count, mut counted) = watch::channel(0);
     let (go_on, may) = watch::channel(false);
     let plugin = Rc::new(Stops { step: death.step, asked: RefCell::default(), count, may: may.clone() });
-    // Until one of them is asked about in a batch, or all are.
-    let (batch_max, calls_max, until) = if death.step == Step::InABatch { (64, 1, 41) } else { (1, 0, 100) };
+    // Until one of them is asked about in a batch, of which a container has half, or all are.
+    let (batch_max, calls_max, until) = if death.step == Step::InABatch { (128, 1, 41) } else { (1, 0, 100) };
     let request = Request {
         deadline_ms: 120_000,
         on_failure: death.on_failure,
