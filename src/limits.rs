@@ -531,6 +531,9 @@ pub const SECCOMP_WORKER_STACK_BYTES: usize = 64 << 10;
 /// which its file systems can hold up. Who has as many gets no more; and no plugin is
 /// asked about a call of the container, since it may give a descriptor.
 pub const SECCOMP_CLOSES_MAX: usize = 256;
+/// How long there is patience until fewer wait. A close(2) takes some µs unless its file
+/// system holds it up.
+pub const SECCOMP_CLOSES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Failures in a row at one container's calls after which a plugin is not asked about them
 /// for a while; and how long. One call then tries again.

@@ -162,8 +162,7 @@ impl Pending {
         let at_once = route.plugin.at_once(&self.live.session, &self.call());
         let verdict = match at_once {
             Some(verdict) => route.check(verdict),
-            // What the plugin gave could not be closed again.
-            None if route.is_plugin && !self.live.held.closer.has_room() => Ok(Verdict::Errno(libc::EMFILE)),
+            None if route.is_plugin && !self.can_be_given().await => Ok(Verdict::Errno(libc::EMFILE)),
             None => {
                 let target = Target::new(open, &notification.container, self.broker.workers.clone());
                 route.ask(Rc::clone(notification), target).await
@@ -187,6 +186,16 @@ impl Pending {
         };
         self.said(route, &verdict);
         verdict
+    }
+
+    /// Whether what a plugin gives to the target can be closed again.
+    async fn can_be_given(&self) -> bool {
+        if self.live.held.closer.has_room() {
+            return true;
+        }
+        let closer = self.live.held.closer.clone();
+        let container = &self.live.session.container;
+        self.broker.workers.run(container, move || closer.wait_for_room()).await.unwrap_or(false)
     }
 
     /// Carries `verdict` out.

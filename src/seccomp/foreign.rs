@@ -9,7 +9,9 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::limits::{SECCOMP_CLOSES_MAX, SECCOMP_WORKER_REST, SECCOMP_WORKER_STACK_BYTES};
+use crate::limits::{
+    SECCOMP_CLOSES_MAX, SECCOMP_CLOSES_PATIENCE, SECCOMP_WORKER_REST, SECCOMP_WORKER_STACK_BYTES,
+};
 
 /// A descriptor that is closed by a thread that may wait for that.
 #[derive(Debug)]
@@ -60,12 +62,19 @@ pub struct Closer {
 struct Shared {
     queue: Mutex<Queue>,
     more: Condvar,
+    less: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     fds: VecDeque<OwnedFd>,
     has_thread: bool,
+}
+
+impl Queue {
+    fn has_room(&self) -> bool {
+        self.fds.len() < SECCOMP_CLOSES_MAX
+    }
 }
 
 impl Drop for Queue {
@@ -86,7 +95,16 @@ impl Closer {
     /// many is to get no more.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.shared.lock().fds.len() < SECCOMP_CLOSES_MAX
+        self.shared.lock().has_room()
+    }
+
+    /// The same, once it is so, or after [`SECCOMP_CLOSES_PATIENCE`]: on a busy machine
+    /// nothing needs to be stuck for as many to wait.
+    pub(super) fn wait_for_room(&self) -> bool {
+        let is_full = |queue: &mut Queue| !queue.has_room();
+        let waited =
+            self.shared.less.wait_timeout_while(self.shared.lock(), SECCOMP_CLOSES_PATIENCE, is_full);
+        waited.unwrap_or_else(PoisonError::into_inner).0.has_room()
     }
 
     fn close(&self, fd: OwnedFd) {
@@ -117,6 +135,7 @@ impl Shared {
         loop {
             if let Some(fd) = queue.fds.pop_front() {
                 drop(queue);
+                self.less.notify_all();
                 drop(fd);
                 queue = self.lock();
                 continue;

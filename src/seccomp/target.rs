@@ -163,7 +163,7 @@ impl OpenCall {
 
     /// Nothing is copied for a container whose descriptors cannot be closed.
     fn check_closer(&self, doing: &'static str) -> Result<(), TargetError> {
-        if self.closer.has_room() { Ok(()) } else { Err(fail(doing)(rustix::io::Errno::MFILE.into())) }
+        if self.closer.wait_for_room() { Ok(()) } else { Err(fail(doing)(rustix::io::Errno::MFILE.into())) }
     }
 
     fn path(&self, file: &str) -> Result<String, TargetError> {
