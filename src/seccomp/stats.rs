@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::syscall::name;
+use super::syscall::name_or_number;
 use super::verdict::VerdictKind;
 use crate::limits::{SECCOMP_COUNTED_CALLS_MAX, SECCOMP_FAILURE_LOG_PERIOD};
 
@@ -106,7 +106,7 @@ impl Counters {
             plugin: plugin.to_owned(),
             syscall: match syscall {
                 -1 => "others".to_owned(),
-                syscall => name(*arch, *syscall).unwrap_or_else(|| syscall.to_string()),
+                syscall => name_or_number(*arch, *syscall),
             },
             arch: *arch,
             verdict: *verdict,

@@ -124,6 +124,12 @@ pub fn name(audit: u32, syscall: i32) -> Option<String> {
     ScmpSyscall::from(syscall).get_name_by_arch(architecture.library()).ok()
 }
 
+/// The name of a call, or its number if libseccomp does not know that.
+#[must_use]
+pub fn name_or_number(audit: u32, syscall: i32) -> String {
+    name(audit, syscall).unwrap_or_else(|| syscall.to_string())
+}
+
 /// The number of a call; `None` if the architecture does not have it.
 #[must_use]
 pub fn number(name: &str, architecture: Architecture) -> Option<i32> {

@@ -70,7 +70,7 @@ impl Plugin for Deny {
 
     fn at_once(&self, session: &Session, call: &Call) -> Option<Verdict> {
         if self.seen.add(&session.container, call) {
-            let name = syscall::name(call.arch, call.syscall).unwrap_or_else(|| call.syscall.to_string());
+            let name = syscall::name_or_number(call.arch, call.syscall);
             ::log::warn!("seccomp denies {name} to container {}", session.container);
         }
         Some(Verdict::Errno(libc::EPERM))

@@ -48,7 +48,7 @@ impl Doomed {
 
     /// Counts a call and puts the end off.
     fn note(self: &Rc<Self>, container: &Rc<str>, call: &Call) {
-        let name = syscall::name(call.arch, call.syscall).unwrap_or_else(|| call.syscall.to_string());
+        let name = syscall::name_or_number(call.arch, call.syscall);
         let at = Instant::now() + self.delay;
         let mut containers = self.containers.borrow_mut();
         if let Some(doom) = containers.get_mut(container) {
@@ -126,7 +126,7 @@ impl Plugin for Notifier {
     fn at_once(&self, session: &Session, call: &Call) -> Option<Verdict> {
         let Some(action) = action(&session.annotations) else { return Some(Verdict::Pass) };
         if self.seen.add(&session.container, call) {
-            let name = syscall::name(call.arch, call.syscall).unwrap_or_else(|| call.syscall.to_string());
+            let name = syscall::name_or_number(call.arch, call.syscall);
             ::log::warn!("seccomp blocked system call {name} in container {}", session.container);
         }
         if action == "stop" {
