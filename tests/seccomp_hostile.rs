@@ -58,9 +58,7 @@ fn check_another(own: &Own) {
 fn descriptors_whose_close_hangs_hold_up_their_own_container_only() {
     let Some((file, _directory, disk)) = hanging_file() else { return };
     let own = Own::start();
-    own.rules(&format!(
-        r#"{PPID_RULE}, {{"name": "net", "do": {{"connect": {{"allow": [{{"address": "127.0.0.1"}}]}}}}}}"#
-    ));
+    own.rules(&format!("{PPID_RULE}, {}", connect_rule(200_000)));
     // One that gives a target what it has itself, by another name.
     own.plugin(registration("copies", &["getpgid"]), |notification, target| {
         Box::pin(async move {
@@ -96,9 +94,7 @@ fn descriptors_whose_close_hangs_hold_up_their_own_container_only() {
 fn what_is_opened_of_a_container_counts_over_its_sessions_until_it_is_closed() {
     let Some((file, _directory, disk)) = hanging_file() else { return };
     let own = Own::start();
-    own.rules(&format!(
-        r#"{PPID_RULE}, {{"name": "net", "do": {{"connect": {{"allow": [{{"address": "127.0.0.1"}}]}}}}}}"#
-    ));
+    own.rules(&format!("{PPID_RULE}, {}", connect_rule(200_000)));
     let (reports, asked) = mpsc::channel();
     own.plugin(registration("opens", &["getpgid"]), move |notification, target| {
         reports.send(notification.container.to_string()).unwrap();
