@@ -10,17 +10,14 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use capnp_rpc::rpc_twoparty_capnp::Side;
-use capnp_rpc::{RpcSystem, twoparty};
+use common::host::host;
 use common::{DEADLINE, Pod, eventually};
 use podinit::rpc::client::Code;
 use podinit::rpc::plugin::client::{Call, OnFailure, Place, Plugin, Request, Verdict, dial_in};
 use podinit::rpc::schema::plugin_capnp as wire;
-use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 /// Runs a plugin on a thread of its own until the test says that it is over.
 fn beside<F: Future<Output = ()>>(plugin: impl FnOnce() -> F + Send + 'static) -> Beside {
@@ -83,19 +80,6 @@ impl wire::seccomp_plugin::Server for Liar {
         self.0(params.get()?.get_notifications()?.len(), results);
         Ok(())
     }
-}
-
-/// The host at a pod's plugin socket, spoken to without the library.
-async fn host(socket: &PathBuf) -> wire::plugin_host::Client {
-    let stream = StdStream::connect(socket).unwrap();
-    stream.set_nonblocking(true).unwrap();
-    let (reader, writer) = tokio::net::UnixStream::from_std(stream).unwrap().into_split();
-    let options = capnp::message::ReaderOptions::new();
-    let network = twoparty::VatNetwork::new(reader.compat(), writer.compat_write(), Side::Client, options);
-    let mut system = RpcSystem::new(Box::new(network), None);
-    let host = system.bootstrap(Side::Server);
-    tokio::task::spawn_local(system);
-    host
 }
 
 /// Registers for mkdir; what fails gets EIO.

@@ -5,6 +5,8 @@
 
 #[path = "common/fuse.rs"]
 mod fuse;
+#[path = "common/host.rs"]
+mod host;
 mod seccomp_target;
 
 use std::cell::{Cell, RefCell};
@@ -17,8 +19,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::time::Instant;
 
-use capnp_rpc::rpc_twoparty_capnp::Side;
-use capnp_rpc::{RpcSystem, twoparty};
 use nix::unistd::getppid;
 use podinit::rpc::client::Code;
 use podinit::rpc::plugin::client::{
@@ -34,7 +34,6 @@ use seccomp_target::{DEADLINE, MKDIR, Own, errno, notify_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 const PPID: [&str; 1] = ["getppid"];
 
@@ -814,16 +813,7 @@ fn a_ticket_ends_with_its_call() {
     let (sender, tickets) = mpsc::channel();
     let (may, told) = watch::channel(false);
     let _plugin = beside(async move || {
-        let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        let (reader, writer) = UnixStream::from_std(stream).unwrap().into_split();
-        let options = capnp::message::ReaderOptions::new();
-        let network =
-            twoparty::VatNetwork::new(reader.compat(), writer.compat_write(), Side::Client, options);
-        let mut system = RpcSystem::new(Box::new(network), None);
-        let host: wire::plugin_host::Client = system.bootstrap(Side::Server);
-        tokio::task::spawn_local(system);
-        let mut call = host.register_request();
+        let mut call = host::host(&path).await.register_request();
         let mut request = call.get().init_request();
         request.set_name("p");
         request.init_selector().init_syscalls(1).set(0, PPID[0]);

@@ -11,15 +11,13 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use capnp_rpc::rpc_twoparty_capnp::Side;
-use capnp_rpc::{RpcSystem, twoparty};
 use podinit::rpc::client::Error;
 use podinit::rpc::plugin::client::{Call, Plugin, Request, Verdict, dial_in, run};
 use podinit::rpc::schema::plugin_capnp as wire;
-use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::bench::{pause, processes, setting, until};
 use crate::common::Pod;
+use crate::common::host::host;
 use crate::plugin::Ready;
 use crate::{again, round};
 
@@ -123,14 +121,7 @@ async fn moved(call: &Call) -> Result<Verdict, Error> {
 struct Leaves(RefCell<HashMap<u64, wire::target::Client>>);
 
 async fn register(path: &Path, kind: &str) -> Result<wire::registration::Client, capnp::Error> {
-    let stream = tokio::net::UnixStream::connect(path).await.expect("the pod's plugin socket");
-    let (reader, writer) = stream.into_split();
-    let options = capnp::message::ReaderOptions::new();
-    let network = twoparty::VatNetwork::new(reader.compat(), writer.compat_write(), Side::Client, options);
-    let mut system = RpcSystem::new(Box::new(network), None);
-    let host: wire::plugin_host::Client = system.bootstrap(Side::Server);
-    tokio::task::spawn_local(system);
-    let mut call = host.register_request();
+    let mut call = host(path).await.register_request();
     let mut request = call.get().init_request();
     request.set_name(kind);
     let mut selector = request.init_selector();

@@ -21,6 +21,7 @@
 )]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
+pub(crate) mod host;
 mod leaks;
 mod log;
 mod notified;
